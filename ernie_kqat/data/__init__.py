@@ -1,0 +1,1 @@
+"""Files -> examples (readers, named) -> token ids (tokenized) -> task data (dataset) -> padded batches (batching)."""

@@ -1,0 +1,42 @@
+"""Evaluation of a Paddle model on a tokenized split."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+from tqdm import tqdm
+
+from .data.batching import collate, eval_batches
+from .data.dataset import Split
+
+
+@paddle.no_grad()
+def logits_of(model: paddle.nn.Layer, split: Split, pad_token_id: int, batch_size: int = 64, what: str = "evaluate") -> np.ndarray:
+    """float32 [rows, classes] in the split's order; the model is put in eval mode and back."""
+    training = model.training
+    model.eval()
+    logits = None
+    lengths = [len(row) for row in split.input_ids]
+    for rows in tqdm(eval_batches(lengths, batch_size), desc=what, disable=None, leave=False):
+        batch = collate(split, rows, pad_token_id)
+        out = model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"])).numpy()
+        if logits is None:
+            logits = np.zeros((len(split), out.shape[1]), np.float32)
+        logits[rows] = out
+    if training:
+        model.train()
+    return logits
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of rows whose largest logit is the label's."""
+    return float(np.mean(logits.argmax(axis=1) == labels))
+
+
+def comparison(logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """How near two sets of logits are: share of equal labels, and rms difference over the reference's std."""
+    difference = np.sqrt(np.mean(np.square(logits.astype(np.float64) - reference)))
+    return {
+        "agreement": float(np.mean(logits.argmax(axis=1) == reference.argmax(axis=1))),
+        "rms_over_std": float(difference / max(reference.astype(np.float64).std(), 1e-12)),
+    }

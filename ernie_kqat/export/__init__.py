@@ -1,0 +1,1 @@
+"""Export: quantized model -> exact INT8 program -> verified artifact folder."""

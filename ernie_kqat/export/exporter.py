@@ -1,0 +1,207 @@
+"""A trained run, or a plain model folder by PTQ -> a verified artifact folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from .. import __version__, artifact, config, files, run_folder
+from ..calibration import calibrate
+from ..data.batching import collate, epoch_batches
+from ..data.dataset import Split, load_eval_split
+from ..errors import UserError
+from ..restore import Restored, restore_folder, restore_run
+from ..tokenizer import load_tokenizer
+from . import program
+from .verify import verify
+
+TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+CALIBRATION_BATCH = 32
+
+
+def export_run(run: str, output: str, limits: config.Export, data: str | None = None, fp32: str | None = None) -> dict[str, Any]:
+    """Export a run's best model, verified on `data` (default: the run's dev set). Returns the manifest."""
+    restored = restore_run(run, fp32)
+    settings = restored.data
+    tokenizer = load_tokenizer(restored.vocabulary)
+    source = data or settings.path
+    if source is None:
+        raise UserError(f"{run}: it was trained on {settings.name} by name; say --verify FILE (a dev set, or sentences)")
+    split = _split(Path(source), tokenizer, restored, file=None if data else settings.dev)
+    manifest = export(restored, split, tokenizer, output, limits)
+    summary = Path(run, run_folder.SUMMARY)
+    trained = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    files.write_json(summary, {**trained, **summarize(manifest["verification"])})
+    return manifest
+
+
+def export_folder(
+    folder: str,
+    calibration: str,
+    output: str,
+    limits: config.Export,
+    quant: config.Quant,
+    max_length: int = 128,
+    data: str | None = None,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """PTQ: quantize a plain fp32 model folder by calibration only, and export it. `data`: verification rows."""
+    restored = restore_folder(folder, config.Data(max_length=max_length))
+    tokenizer = load_tokenizer(restored.vocabulary)
+    rows = _split(_train_file(Path(calibration)), tokenizer, restored)
+    restored = restored.quantized(quant)
+    order = epoch_batches([len(ids) for ids in rows.input_ids], CALIBRATION_BATCH, seed, epoch=0)
+    order = order[: quant.activation.calibration_batches]
+    calibrate(restored.model, (collate(rows, batch, restored.pad_token_id) for batch in order), len(order))
+    split = _split(Path(data or calibration), tokenizer, restored)
+    return export(restored, split, tokenizer, output, limits)
+
+
+def export(restored: Restored, split: Split, tokenizer, output: str, limits: config.Export) -> dict[str, Any]:
+    """Write the artifact, verify it against the simulation, and put it in place.
+
+    A refused artifact is marked unverified and never replaces one that was there: it goes to `output`.unverified then.
+    """
+    target = Path(output)
+    if target.exists() and not artifact.is_artifact(target):
+        raise UserError(f"{target}: exists and is no artifact; name a new folder")
+    if limits.samples is not None:
+        split = split.head(limits.samples)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        new, plain = Path(scratch, "new"), Path(scratch, "fp32")
+        _write(restored, tokenizer, split, new)
+        _write(restore_folder(restored.fp32, restored.data), tokenizer, split, plain)
+        verification = verify(restored, split, new, plain, limits)
+        manifest = artifact.read_manifest(new)
+        manifest["verification"] = verification
+        files.write_json(new / artifact.MANIFEST, manifest)
+        if not verification["passed"] and target.exists():
+            target = target.with_name(f"{target.name}.unverified")
+        with files.replacing_folder(target) as final:
+            shutil.copytree(new, final, dirs_exist_ok=True)
+    return {**manifest, "folder": str(target)}
+
+
+def _write(restored: Restored, tokenizer, split: Split, folder: Path) -> None:
+    """An artifact folder, not yet verified."""
+    folder.mkdir()
+    stem = folder / Path(artifact.MODEL).stem
+    if restored.quant is None:
+        program.save_fp32(restored.model, stem)
+    else:
+        program.save_int8(restored.model, stem)
+    for name in TOKENIZER_FILES:
+        if (restored.vocabulary / name).is_file():
+            shutil.copyfile(restored.vocabulary / name, folder / name)
+    inputs, output = program.names(stem)
+    files.write_text(folder / "serving_server_conf.prototxt", _serving_conf(inputs, output, len(restored.labels)))
+    settings = restored.model.config
+    fields = {
+        "ernie_kqat": __version__,
+        "paddle": paddle.__version__,
+        "engine": "fp32" if restored.quant is None else "onednn_int8",
+        "labels": restored.labels,
+        "pair": split.pairs is not None,
+        "max_length": restored.data.max_length,
+        "pad_token_id": restored.pad_token_id,
+        "vocab_size": settings.vocab_size,
+        "type_vocab_size": settings.type_vocab_size,
+        "tokenizer": {"kind": tokenizer.kind, "do_lower_case": getattr(tokenizer, "do_lower_case", True)},
+        "inputs": inputs,
+        "output": output,
+        "quantization": None if restored.quant is None else {**config.to_tree(restored.quant), "plan": list(restored.plan)},
+        "verification": None,
+    }
+    artifact.write_manifest(folder, fields, [path.name for path in folder.iterdir()])
+
+
+def _split(path: Path, tokenizer, restored: Restored, file: str | None = None) -> Split:
+    data = restored.data
+    if file is not None and path.is_dir():
+        path = path / file
+    return load_eval_split(path, tokenizer, restored.labels, data.max_length, text=data.text, text_pair=data.text_pair, label=data.label)
+
+
+def _train_file(path: Path) -> Path:
+    if path.is_dir():
+        for suffix in ("tsv", "csv", "jsonl"):
+            if (path / f"train.{suffix}").is_file():
+                return path / f"train.{suffix}"
+    return path
+
+
+def _serving_conf(inputs: list[str], output: str, classes: int) -> str:
+    """Paddle Serving's description of the program: int64 ids of any length in, float32 logits out."""
+    feed = "".join(
+        f'feed_var {{\n  name: "{name}"\n  alias_name: "{name}"\n  is_lod_tensor: false\n  feed_type: 0\n  shape: -1\n}}\n'
+        for name in inputs
+    )
+    fetch = (
+        f'fetch_var {{\n  name: "{output}"\n  alias_name: "logits"\n  is_lod_tensor: false\n  fetch_type: 1\n'
+        f"  shape: {classes}\n}}\n"
+    )
+    return feed + fetch
+
+
+def summarize(found: dict[str, Any]) -> dict[str, Any]:
+    """The verification by model: what summary.json keeps of it."""
+    return {
+        "fp32": {
+            "model": found["fp32_model"],
+            "accuracy": found["fp32_accuracy"],
+            "latency_ms": found["fp32_latency_ms"],
+            "size_bytes": found["fp32_size_bytes"],
+        },
+        "simulated": {
+            "accuracy": found["simulated_accuracy"],
+            "agreement_with_fp32": found["simulated_agreement_with_fp32"],
+        },
+        "deployed": {
+            "accuracy": found["deployed_accuracy"],
+            "agreement_with_simulated": found["agreement"],
+            "agreement_with_fp32": found["agreement_with_fp32"],
+            "rms_over_std": found["rms_over_std"],
+            "int8_ops": found["int8_ops"],
+            "latency_ms": found["latency_ms"],
+            "size_bytes": found["size_bytes"],
+            "rows": found["samples"],
+            "passed": found["passed"],
+        },
+    }
+
+
+def describe(manifest: dict[str, Any]) -> list[str]:
+    """The verification as a table, and the worst samples if it failed."""
+    found = manifest["verification"]
+    limits = found["limits"]
+    fp32, deployed = found["fp32_latency_ms"], found["latency_ms"]
+
+    def percent(name: str) -> str:
+        return "-" if found[name] is None else f"{found[name]:.2%}"
+
+    lines = [
+        f"verified on {found['samples']} rows of {found['data']}",
+        f"  agreement with the simulation  {found['agreement']:.2%}   (at least {limits['min_agreement']:.1%})",
+        f"  rms difference / logit std     {found['rms_over_std']:.4f}   (at most {limits['max_rms_over_std']:g})",
+        f"  agreement with fp32            {found['agreement_with_fp32']:.2%}",
+        f"  accuracy                       fp32 {percent('fp32_accuracy')}  simulated {percent('simulated_accuracy')}"
+        f"  deployed {percent('deployed_accuracy')}",
+        f"  operators run in INT8          {found['int8_ops']}",
+        f"  ms per sentence, batch 1       fp32 {fp32['batch_1']:.2f}  deployed {deployed['batch_1']:.2f}",
+        f"  ms per sentence, batch 32      fp32 {fp32['batch_32']:.2f}  deployed {deployed['batch_32']:.2f}",
+        f"  size in MB                     fp32 {found['fp32_size_bytes'] / 1e6:.1f}  deployed {found['size_bytes'] / 1e6:.1f}",
+    ]
+    if not found["passed"]:
+        lines += ["worst samples (largest logit difference):"] + [
+            f"  {row['difference']:.4f}  simulated {np.round(row['simulated'], 3).tolist()}  deployed"
+            f" {np.round(row['deployed'], 3).tolist()}  {row['text'][:80]!r}"
+            for row in found["worst"]
+        ]
+    return [*lines, f"artifact: {manifest['folder']}"]

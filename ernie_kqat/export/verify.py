@@ -1,0 +1,84 @@
+"""Does the deployed program compute what was trained? Simulation against deployment, on real samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import artifact, config
+from ..benchmark import latency_ms
+from ..data.batching import collate
+from ..data.dataset import Split
+from ..errors import UserError
+from ..evaluate import accuracy, comparison, logits_of
+from ..predictor import Predictor
+from ..restore import Restored
+from .int8_ops import int8_ops_run
+
+WORST = 5
+LATENCY_ROWS = 128
+
+
+def verify(restored: Restored, split: Split, folder: Path, fp32_folder: Path, limits: config.Export) -> dict[str, Any]:
+    """Compare the simulation (`restored.model`), the deployed artifact and the fp32 artifact on `split`.
+
+    Returns manifest.json's `verification`; `passed` says whether agreement and rms/std are within `limits`. Accuracies are
+    None for samples without labels.
+    """
+    if len(split) == 0:
+        raise UserError(f"{split.name}: no rows to verify on")
+    deployed_predictor = Predictor(folder, allow_unverified=True)
+    fp32_predictor = Predictor(fp32_folder, allow_unverified=True)
+    encoded = list(zip(split.input_ids, split.token_type_ids))
+    simulated = logits_of(restored.model, split, restored.pad_token_id, what="simulate")
+    deployed, fp32 = deployed_predictor.logits(encoded), fp32_predictor.logits(encoded)
+    if not (np.isfinite(simulated).all() and np.isfinite(deployed).all()):
+        raise UserError("logits are not finite: the model is broken; nothing was exported")
+    near = comparison(deployed, simulated)
+    batch = collate(split, np.arange(min(4, len(split))), restored.pad_token_id)
+    feed = {name: batch[name] for name in ("input_ids", "token_type_ids")}
+    latency = latency_ms({"deployed": deployed_predictor, "fp32": fp32_predictor}, encoded[:LATENCY_ROWS])
+    passed = near["agreement"] >= limits.min_agreement and near["rms_over_std"] <= limits.max_rms_over_std
+    return {
+        "passed": bool(passed),
+        "data": split.name,
+        "samples": len(split),
+        **near,
+        "agreement_with_fp32": comparison(deployed, fp32)["agreement"],
+        "simulated_agreement_with_fp32": comparison(simulated, fp32)["agreement"],
+        "simulated_accuracy": _accuracy(simulated, split),
+        "deployed_accuracy": _accuracy(deployed, split),
+        "fp32_accuracy": _accuracy(fp32, split),
+        "fp32_model": restored.fp32,
+        "int8_ops": int8_ops_run(folder / artifact.MODEL, folder / artifact.PARAMS, feed),
+        "latency_ms": latency["deployed"],
+        "fp32_latency_ms": latency["fp32"],
+        "size_bytes": _size(folder),
+        "fp32_size_bytes": _size(fp32_folder),
+        "limits": {"min_agreement": limits.min_agreement, "max_rms_over_std": limits.max_rms_over_std},
+        "worst": _worst(simulated, deployed, split),
+    }
+
+
+def _accuracy(logits: np.ndarray, split: Split) -> float | None:
+    return None if split.labels is None else accuracy(logits, split.labels)
+
+
+def _size(folder: Path) -> int:
+    return sum((folder / name).stat().st_size for name in (artifact.MODEL, artifact.PARAMS))
+
+
+def _worst(simulated: np.ndarray, deployed: np.ndarray, split: Split) -> list[dict[str, Any]]:
+    difference = np.abs(simulated - deployed).max(axis=1)
+    return [
+        {
+            "row": int(row),
+            "text": split.texts[row],
+            "difference": float(difference[row]),
+            "simulated": [float(value) for value in simulated[row]],
+            "deployed": [float(value) for value in deployed[row]],
+        }
+        for row in np.argsort(-difference, kind="stable")[:WORST]
+    ]

@@ -1,0 +1,61 @@
+"""Methods: what is added to training. One file a method; file name = config key under `Slim`; fields = its options."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Gradients = Callable[[], "dict[str, float]"]  # fills param.grad for one effective batch, returns the named losses
+
+
+class Method:
+    """One training idea. Each hook is the identity unless the idea needs it; the dataclass's fields are its config."""
+
+    def attach(self, model, pretrained: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Once, before the optimizer is made. `pretrained()` gives the original weight matrices by parameter name."""
+
+    def loss_terms(self, batch: Any, outputs: Any) -> dict:
+        """Weighted terms to add to the task loss, by name; called once for each forward."""
+        return {}
+
+    def wrap(self, gradients: Gradients) -> Gradients:
+        """Methods that need two gradients call it twice, and restore what they perturb in between."""
+        return gradients
+
+    def after_step(self) -> None:
+        """After each optimizer step: decoupled regularizers, projections."""
+
+    def figures(self) -> dict:
+        """Numbers to log, asked for between the gradients and the optimizer step."""
+        return {}
+
+    def plan(self) -> list[str]:
+        """Lines for plan.txt."""
+        return []
+
+    def state(self) -> dict:
+        """What a checkpoint must hold (JSON)."""
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        """Restore what `state` gave."""
+
+
+def names() -> list[str]:
+    """The methods there are."""
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def find(name: str) -> type:
+    """The one Method of methods/<name>.py."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    (cls,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    return cls

@@ -1,0 +1,1 @@
+"""Models: PaddleNLP names and folders, and BERT-family checkpoints converted to ERNIE's architecture."""

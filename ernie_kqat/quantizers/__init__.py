@@ -1,0 +1,109 @@
+"""Quantizers: how a tensor becomes low-bit. One file a quantizer; file name = config key.
+
+A file defines one subclass of `WeightQuantizer` and/or of `ActivationQuantizer`, built from its options dataclass.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.autograd import PyLayer
+
+from ..errors import UserError
+from . import numeric
+
+ROUND = 12582912.0  # 1.5 x 2^23: adding and subtracting it rounds float32 half to even, as oneDNN does (paddle.round does not)
+
+
+def on_grid(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
+    """step * round-half-even(clip(x / step, low, high)); the arithmetic of oneDNN's quantize op, which multiplies by 1/step."""
+    grid = x * (1.0 / step)
+    grid.clip_(low, high)
+    grid.add_(_round_constant())
+    grid.subtract_(_round_constant())
+    return grid.multiply_(step) if step.size > 1 else grid.scale_(float(step))
+
+
+def _round_constant() -> paddle.Tensor:
+    return paddle.full([1], ROUND, "float32")
+
+
+class StraightThrough(PyLayer):
+    """`on_grid` forward, identity backward (the straight-through estimator that PaddleSlim's quantizers use)."""
+
+    @staticmethod
+    def forward(ctx, x, step, low, high):
+        return on_grid(x, step, low, high)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Quantizer(paddle.nn.Layer):
+    """Maps a float tensor to the nearest points of a low-bit grid, step x {low..high}, and passes gradients through."""
+
+    bits: int
+    low: int
+    high: int
+
+    def step(self) -> paddle.Tensor:
+        """Real value of one integer, float32, [channels] or [1]."""
+        raise TypeError(f"{type(self).__name__} does not define step()")
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+class WeightQuantizer(Quantizer):
+    """Symmetric, integers in ±(2^(bits-1) - 1); forward(weight [in, out]) -> the weight on its grid."""
+
+    def __init__(self, options: Any, weight: paddle.Tensor):
+        super().__init__()
+        self.options = options
+        self.bits = options.bits
+        self.high = numeric.qmax(options.bits)
+        self.low = -self.high
+
+    def integers(self, weight: paddle.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """What is deployed: int8 [in, out] and step float32 ([out] or [1]); integers x step = forward(weight) in eval mode."""
+        step = self.current_step(weight).numpy()
+        return numeric.integers(weight.numpy(), step, self.high).astype(np.int8), step
+
+    def current_step(self, weight: paddle.Tensor) -> paddle.Tensor:
+        """The step for this very weight, without changing any state."""
+        return self.step()
+
+
+class ActivationQuantizer(Quantizer):
+    """Signed, per tensor, integers in -2^(bits-1)..2^(bits-1) - 1: the engine's int8 saturates at -128, not at -127."""
+
+    def __init__(self, options: Any):
+        super().__init__()
+        self.options = options
+        self.bits = options.bits
+        self.high = numeric.qmax(options.bits)
+        self.low = -self.high - 1
+
+    def calibrated(self) -> bool:
+        """Whether the range was ever set."""
+        return True
+
+
+def names() -> list[str]:
+    """The quantizers there are: files of this folder that define one."""
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "attach")]
+
+
+def find(name: str, kind: type) -> type:
+    """The subclass of `kind` (WeightQuantizer or ActivationQuantizer) in quantizers/<name>.py; UserError if there is none."""
+    if name in names():
+        module = importlib.import_module(f"{__name__}.{name}")
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, kind) and value.__module__ == module.__name__:
+                return value
+    raise UserError(f"quantizer: {name!r} is not one of {', '.join(names())}")

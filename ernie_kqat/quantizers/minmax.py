@@ -1,0 +1,77 @@
+"""Min-max quantizers: weights by absmax or by least squares, activations by a moving average of absmax."""
+
+from __future__ import annotations
+
+import paddle
+
+from ..errors import UserError
+from . import ActivationQuantizer, StraightThrough, WeightQuantizer, numeric
+
+TINY = 1e-30  # an all-zero channel: any step stands for it
+
+
+class MinMaxWeight(WeightQuantizer):
+    """range = max|w| (`absmax`), or the range of least squared error (`mse`), per output channel or per tensor.
+
+    `absmax` is a pure function of the weight. `mse` searches once, when it is built, and then follows the weight by one
+    step of Lloyd's alternation a training forward (numeric.mse_range says why that cannot do harm).
+    """
+
+    def __init__(self, options, weight: paddle.Tensor):
+        super().__init__(options, weight)
+        self._axis = 0 if options.granularity == "channel" else None
+        if options.range == "mse":
+            found = numeric.mse_range(weight.numpy(), options.bits, options.granularity)
+            self.register_buffer("range", paddle.to_tensor(found))
+
+    @paddle.no_grad()
+    def current_step(self, weight):
+        if self.options.range == "mse":
+            return self.step()
+        peak = weight.abs().max(axis=self._axis).reshape([-1])
+        return paddle.where(peak > TINY, peak, paddle.ones_like(peak)) / self.high
+
+    def step(self):
+        return self.range / self.high
+
+    def forward(self, weight):
+        step = self.current_step(weight)
+        quantized = StraightThrough.apply(weight, step, self.low, self.high)
+        if self.training and self.options.range == "mse":
+            self._follow(weight, quantized, step)
+        return quantized
+
+    @paddle.no_grad()
+    def _follow(self, weight, quantized, step):
+        q = quantized.detach() / step
+        power = (q * q).sum(axis=self._axis).reshape([-1])
+        better = (weight.detach() * q).sum(axis=self._axis).reshape([-1]) / power.clip(min=1.0)
+        self.range.set_value(paddle.where(power > 0, better, step) * self.high)
+
+
+class MovingAverageActivation(ActivationQuantizer):
+    """range = bias-corrected moving average of max|x| over training batches (PaddleSlim's moving_average_abs_max)."""
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.register_buffer("total", paddle.zeros([1]))
+        self.register_buffer("weight_sum", paddle.zeros([1]))
+
+    def step(self):
+        return (self.total / self.weight_sum).clip(min=TINY) / self.high
+
+    def calibrated(self):
+        return float(self.weight_sum) > 0
+
+    def forward(self, x):
+        if self.training:
+            self._observe(x)
+        elif not self.calibrated():
+            raise UserError("an activation range was never set: calibrate or train before evaluating a quantized model")
+        return StraightThrough.apply(x, self.step(), self.low, self.high)
+
+    @paddle.no_grad()
+    def _observe(self, x):
+        rate = self.options.moving_rate
+        self.total.set_value(self.total * rate + x.detach().abs().max().reshape([1]))
+        self.weight_sum.set_value(self.weight_sum * rate + 1.0)

@@ -1,0 +1,55 @@
+"""Pure numeric functions of quantization, in NumPy. Weights are [in_features, out_features]; the output channel is axis 1.
+
+`step` is the real value of one integer; `range` = step x qmax, with qmax = 2^(bits-1) - 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def qmax(bits: int) -> int:
+    """Largest integer of a signed `bits`-bit quantity: 127 at 8 bits."""
+    return 2 ** (bits - 1) - 1
+
+
+def absmax_range(weight: np.ndarray, granularity: str) -> np.ndarray:
+    """max|w|, float32 [out_features] for `channel`, [1] for `tensor`; 1 where all weights are zero."""
+    peak = np.abs(weight).max(axis=0 if granularity == "channel" else None).reshape(-1).astype(np.float32)
+    return np.where(peak > 0, peak, np.float32(1))
+
+
+def mse_range(weight: np.ndarray, bits: int, granularity: str, candidates: int = 40, refinements: int = 4) -> np.ndarray:
+    """The range that minimizes sum (w - step * round(clip(w / step)))^2, shapes as `absmax_range`.
+
+    A grid search over fractions of absmax, then Lloyd's alternation: for fixed integers q the best step is
+    <w, q> / <q, q>, for a fixed step the best integers are the rounded ones; neither can raise the error.
+    """
+    weight = np.asarray(weight, np.float32)
+    axis = 0 if granularity == "channel" else None
+    largest = qmax(bits)
+    peak = absmax_range(weight, granularity)
+    best, best_error = peak / largest, _squared_error(weight, peak / largest, largest, axis)
+    for fraction in np.linspace(0.05 if largest > 1 else 0.01, 1, candidates, endpoint=False, dtype=np.float32):
+        best, best_error = _better(weight, peak * fraction / largest, best, best_error, largest, axis)
+    for _ in range(refinements):
+        q = integers(weight, best, largest)
+        power = np.atleast_1d((q * q).sum(axis=axis))
+        refined = np.where(power > 0, np.atleast_1d((weight * q).sum(axis=axis)) / np.maximum(power, 1), best)
+        best, best_error = _better(weight, refined.astype(np.float32), best, best_error, largest, axis)
+    return (best * largest).astype(np.float32)
+
+
+def integers(weight: np.ndarray, step: np.ndarray, largest: int) -> np.ndarray:
+    """round-half-even(clip(w / step)) in [-largest, largest], as float32."""
+    return np.rint(np.clip(np.asarray(weight, np.float32) * (np.float32(1) / step), -largest, largest))
+
+
+def _squared_error(weight: np.ndarray, step: np.ndarray, largest: int, axis: int | None) -> np.ndarray:
+    return np.atleast_1d(np.square(weight - integers(weight, step, largest) * step).sum(axis=axis, dtype=np.float64))
+
+
+def _better(weight, step, best, best_error, largest, axis):
+    error = _squared_error(weight, step, largest, axis)
+    wins = error < best_error
+    return np.where(wins, step, best), np.where(wins, error, best_error)

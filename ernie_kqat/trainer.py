@@ -1,0 +1,312 @@
+"""The one training loop: fp32, PTQ (no steps) and QAT, with methods added."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from tqdm import tqdm
+
+from . import checkpoint, files, run_folder
+from .calibration import calibrate
+from .config import Config
+from .data.batching import collate, epoch_batches
+from .data.dataset import load_task_data
+from .errors import UserError
+from .evaluate import accuracy, logits_of
+from .interrupt import Interrupted, StopRequest
+from .methods import Method
+from .methods.kurtosis import Kurtosis
+from .models import loading
+from .qat import KurtosisQAT
+from .quantizers.attach import quantizer_buffers
+from .tokenizer import load_tokenizer
+
+NO_DECAY = ("bias", "norm")
+
+
+@dataclass
+class Progress:
+    """Where training is. With the seed, `step` determines data order and dropout."""
+
+    step: int = 0
+    accuracy: float = -1.0  # on dev, at the last evaluation
+    best_accuracy: float = -1.0
+    best_step: int = -1
+    fp32_start: float | None = None  # dev accuracy before quantization, of a start model with a trained classifier
+    seconds: float = 0.0
+
+
+def train(settings: Config, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Train by `settings`, leave a run folder, and return its summary.
+
+    Raises UserError for wrong input, and Interrupted (with a checkpoint written) after Ctrl-C or SIGTERM.
+    """
+    folder = run_folder.RunFolder(settings.Global.output_dir, settings, resume, overwrite)
+    trainer = Trainer(settings, folder)  # wrong input shows here, before anything of an old run is touched
+    folder.open()
+    return trainer.run(resume)
+
+
+class Trainer:
+    """One run: data, model, quantizers, methods, optimizer."""
+
+    def __init__(self, settings: Config, folder: run_folder.RunFolder):
+        self.settings, self.folder = settings, folder
+        _set_device(settings.Global.device)
+        paddle.seed(settings.Global.seed)
+        source = settings.Model.name_or_path
+        self.vocabulary = loading.vocabulary_folder(source)
+        self.data = load_task_data(settings.Data, load_tokenizer(self.vocabulary), settings.Global.seed)
+        self.model = loading.load_classifier(source, len(self.data.labels), settings.Model.dropout)
+        self.pad_token_id = self.model.ernie.pad_token_id
+        self.lengths = [len(row) for row in self.data.train.input_ids]
+        self.progress = Progress()
+        if not self.model.new_head:
+            self.progress.fp32_start = self._accuracy("fp32 start")
+        self.methods: list[Method] = list(settings.Slim.methods.values())
+        self.qat = self._quantize()
+        self.steps_per_epoch = math.ceil(len(self._order(0)) / settings.Train.accumulate)
+        self.total_steps = self.steps_per_epoch * settings.Train.epochs
+        if settings.Train.max_steps is not None:
+            self.total_steps = min(self.total_steps, settings.Train.max_steps)
+        self.scheduler = paddle.optimizer.lr.LambdaDecay(settings.Train.learning_rate, self._learning_rate_share)
+        self.optimizer = self._make_optimizer()
+
+    def run(self, resume: bool) -> dict[str, Any]:
+        """Calibrate or restore, train, evaluate, and write the summary."""
+        self.visualdl = _visualdl_writer(self.folder.path / "vdl") if self.settings.Global.visualdl else None
+        self._say_plan()
+        if resume:
+            self._restore()
+        elif self.qat is not None:
+            count = min(self.settings.Slim.quant.activation.calibration_batches, len(self._order(0)))
+            calibrate(self.model, (self._batch(rows) for rows in self._order(0)[:count]), count)
+        began = time.perf_counter() - self.progress.seconds
+        if self.progress.step < self.total_steps:
+            with StopRequest() as stop:
+                self._loop(stop, began)
+        elif self.total_steps == 0:
+            self._evaluate()
+        return self._summary()
+
+    def _loop(self, stop: StopRequest, began: float) -> None:
+        train, progress = self.settings.Train, self.progress
+        eval_steps = train.eval_steps or self.steps_per_epoch
+        save_steps = train.save_steps or eval_steps
+        first, started = progress.step, time.perf_counter()
+        bar = tqdm(total=self.total_steps, initial=first, desc="train", unit="step", disable=None)
+        self.model.train()
+        for batches in self._remaining_steps():
+            row = self._step(batches)
+            progress.step += 1
+            progress.seconds = time.perf_counter() - began
+            last = progress.step == self.total_steps
+            if last or progress.step % self.settings.Global.log_every == 0:
+                self._log(row, (time.perf_counter() - started) / (progress.step - first))
+            bar.update()
+            if last or progress.step % eval_steps == 0:
+                self._evaluate()
+            if last or stop.requested or progress.step % save_steps == 0:
+                self._save()
+            if stop.requested and not last:
+                bar.close()
+                self.folder.line(f"stopped at step {progress.step}/{self.total_steps}; --resume continues")
+                raise Interrupted
+        bar.close()
+
+    def _step(self, batches: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """One optimizer step over the accumulated batches; returns what to log."""
+        paddle.seed(self._step_seed())
+        learning_rate = self.optimizer.get_lr()
+
+        def gradients() -> dict[str, float]:
+            self.optimizer.clear_grad()
+            total = sum(len(batch["labels"]) for batch in batches)
+            sums: dict[str, float] = {}
+            for batch in batches:
+                share = len(batch["labels"]) / total
+                logits = self.model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"]))
+                losses = {"loss": F.cross_entropy(logits, paddle.to_tensor(batch["labels"]))}
+                for method in self.methods:
+                    losses.update(method.loss_terms(batch, logits))
+                (sum(losses.values()) * share).backward()
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + float(value) * share
+            return sums
+
+        for method in self.methods:
+            gradients = method.wrap(gradients)
+        row: dict[str, Any] = gradients()
+        if not all(math.isfinite(value) for value in row.values()):
+            raise UserError(
+                f"loss is not finite at step {self.progress.step + 1}: {row}; lower Train.learning_rate (now"
+                f" {learning_rate:.3g}) or look at the data; the best model so far and the last checkpoint are kept"
+            )
+        if (self.progress.step + 1) % self.settings.Global.log_every == 0:
+            for method in self.methods:
+                row.update(method.figures())
+        self.optimizer.step()
+        self.scheduler.step()
+        for method in self.methods:
+            method.after_step()
+        row.update(learning_rate=learning_rate, rows=sum(len(batch["labels"]) for batch in batches))
+        return row
+
+    def _step_seed(self) -> int:
+        # Dropout is a function of (seed, step), so that a resumed run needs no generator state.
+        return int(np.random.SeedSequence([self.settings.Global.seed, self.progress.step]).generate_state(1)[0] >> 1)
+
+    def _order(self, epoch: int) -> list[np.ndarray]:
+        return epoch_batches(self.lengths, self.settings.Train.batch_size, self.settings.Global.seed, epoch)
+
+    def _batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return collate(self.data.train, rows, self.pad_token_id)
+
+    def _remaining_steps(self) -> Iterator[list[dict[str, np.ndarray]]]:
+        accumulate = self.settings.Train.accumulate
+        while self.progress.step < self.total_steps:
+            epoch, position = divmod(self.progress.step, self.steps_per_epoch)
+            order = self._order(epoch)
+            for start in range(position * accumulate, len(order), accumulate):
+                yield [self._batch(rows) for rows in order[start : start + accumulate]]
+                if self.progress.step == self.total_steps:
+                    return
+
+    def _learning_rate_share(self, step: int) -> float:
+        """Linear warm-up, then linear decay to zero."""
+        warmup = round(self.settings.Train.warmup * self.total_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - warmup))
+
+    def _make_optimizer(self) -> paddle.optimizer.Optimizer:
+        train = self.settings.Train
+        decayed = {p.name for name, p in self.model.named_parameters() if not any(part in name for part in NO_DECAY)}
+        return paddle.optimizer.AdamW(
+            learning_rate=self.scheduler,
+            parameters=self.model.parameters(),
+            weight_decay=train.weight_decay,
+            apply_decay_param_fun=lambda name: name in decayed,
+            grad_clip=paddle.nn.ClipGradByGlobalNorm(train.max_grad_norm) if train.max_grad_norm else None,
+        )
+
+    def _quantize(self) -> KurtosisQAT | None:
+        """Quantize, and attach every method; kurtosis belongs to KurtosisQAT where there is one."""
+        source = self.settings.Model.pretrained or self.settings.Model.name_or_path
+
+        def pretrained():
+            return loading.pretrained_matrices(source)
+
+        kurtosis = next((method for method in self.methods if isinstance(method, Kurtosis)), None)
+        qat = None
+        if self.settings.Slim.quant is not None:
+            qat = KurtosisQAT.from_options(self.settings.Slim.quant, kurtosis, pretrained)
+            qat.quantize(self.model)
+        for method in self.methods:
+            if method is not kurtosis or qat is None:
+                method.attach(self.model, pretrained)
+        return qat
+
+    def _say_plan(self) -> None:
+        data = self.data
+        lines = [
+            f"{len(data.train)} train rows, {len(data.dev)} dev rows, labels: {', '.join(data.labels)}",
+            f"cut to Data.max_length {self.settings.Data.max_length}: {data.train.truncated} train, {data.dev.truncated} dev rows",
+            f"{self.total_steps} steps ({self.steps_per_epoch} an epoch)",
+        ]
+        lines += [str(entry) for entry in self.qat.plan] if self.qat else ["fp32: nothing is quantized"]
+        for method in self.methods:
+            lines += method.plan()
+        files.write_text(self.folder.path / "plan.txt", "\n".join(lines) + "\n")
+        for line in lines:
+            self.folder.line(line)
+
+    def _log(self, row: dict[str, Any], seconds_per_step: float) -> None:
+        step = self.progress.step
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        scalars = {k: v for k, v in row.items() if isinstance(v, float) and k != "learning_rate"}
+        left = int(seconds_per_step * (self.total_steps - step))
+        self.folder.line(
+            f"epoch: [{epoch + 1}/{math.ceil(self.total_steps / self.steps_per_epoch)}], "
+            f"iter: {position + 1}/{self.steps_per_epoch}, lr: {row['learning_rate']:.3g}, "
+            + ", ".join(f"{name}: {value:.4g}" for name, value in scalars.items())
+            + f", ips: {row['rows'] / seconds_per_step:.1f} samples/s, eta: {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        )
+        self.folder.metric({"step": step, **row})
+        if self.visualdl:
+            for name, value in scalars.items():
+                self.visualdl.add_scalar(f"TRAIN/{name}", value, step)
+
+    def _accuracy(self, what: str) -> float:
+        logits = logits_of(self.model, self.data.dev, self.pad_token_id, self.settings.Train.eval_batch_size, what)
+        return accuracy(logits, self.data.dev.labels)
+
+    def _evaluate(self) -> None:
+        """Dev accuracy; the best model is written when it is beaten."""
+        progress = self.progress
+        progress.accuracy = self._accuracy("evaluate")
+        self.folder.line(f"[EVAL] step: {progress.step}, accuracy: {progress.accuracy:.4f}")
+        self.folder.metric({"step": progress.step, "eval_accuracy": progress.accuracy})
+        if self.visualdl:
+            self.visualdl.add_scalar("EVAL/accuracy", progress.accuracy, progress.step)
+        if progress.accuracy > progress.best_accuracy:
+            progress.best_accuracy, progress.best_step = progress.accuracy, progress.step
+            with files.replacing_folder(self.folder.best) as new:
+                loading.save_classifier(self.model, self.vocabulary, new, self.data.labels)
+                if self.qat is not None:
+                    run_folder.write_quantizers(new, quantizer_buffers(self.model))
+
+    def _save(self) -> None:
+        state = {
+            "progress": dataclasses.asdict(self.progress),
+            "methods": {name: method.state() for name, method in self.settings.Slim.methods.items()},
+        }
+        checkpoint.save(self.folder.latest, self.model, self.optimizer, state)
+
+    def _restore(self) -> None:
+        state = checkpoint.load(self.folder.latest, self.model, self.optimizer)
+        self.progress = Progress(**state["progress"])
+        for name, method in self.settings.Slim.methods.items():
+            method.load_state(state["methods"][name])
+        self.folder.rewind_metrics(self.progress.step)
+        self.folder.line(f"resumed at step {self.progress.step}/{self.total_steps}")
+
+    def _summary(self) -> dict[str, Any]:
+        progress = self.progress
+        summary = {
+            "accuracy": progress.accuracy,
+            "best_accuracy": progress.best_accuracy,
+            "best_step": progress.best_step,
+            "fp32_start_accuracy": progress.fp32_start,
+            "steps": progress.step,
+            "train_rows": len(self.data.train),
+            "dev_rows": len(self.data.dev),
+            "seed": self.settings.Global.seed,
+            "seconds": round(progress.seconds, 1),
+        }
+        for method in self.methods:
+            if isinstance(method, Kurtosis):
+                files.write_json(self.folder.path / "kurtosis.json", method.report())
+        files.write_json(self.folder.path / run_folder.SUMMARY, summary)
+        self.folder.line(f"best dev accuracy {progress.best_accuracy:.4f} at step {progress.best_step}: {self.folder.best}")
+        return summary
+
+
+def _set_device(device: str) -> None:
+    if device == "gpu" and not paddle.device.is_compiled_with_cuda():
+        raise UserError("Global.device: gpu: this paddlepaddle was built without CUDA; install paddlepaddle-gpu or use cpu")
+    paddle.set_device(device)
+
+
+def _visualdl_writer(folder):
+    from visualdl import LogWriter
+
+    return LogWriter(str(folder))

@@ -1,0 +1,45 @@
+"""Fixtures of the whole suite. `import ernie_kqat` comes first: it loads zlib before paddle does."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices; before paddle is imported
+
+import ernie_kqat  # noqa: F401, I001
+import paddle
+import pytest
+
+from ernie_kqat.home import home
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_ernie import make_tiny_ernie, make_tiny_task
+
+
+@pytest.fixture(scope="session", autouse=True)
+def users_home() -> Path:
+    """The user's cache of archives, models and data as it was found; every test gets another one."""
+    found = home()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERNIE_KQAT_HOME", folder)
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    paddle.seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_ernie(tmp_path_factory) -> Path:
+    """A two-layer random ERNIE classifier of two labels; read only."""
+    return make_tiny_ernie(tmp_path_factory.mktemp("tiny") / "ernie")
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory) -> Path:
+    """256 train and 64 dev rows of toy sentiment; read only."""
+    return make_tiny_task(tmp_path_factory.mktemp("tiny") / "task")

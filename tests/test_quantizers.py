@@ -1,0 +1,111 @@
+"""Every weight quantizer x bits x granularity x range, and the activations, against NumPy."""
+
+import numpy as np
+import paddle
+import pytest
+
+from ernie_kqat import UserError, quantizers
+from ernie_kqat.config import ActivationQuant, WeightQuant
+from ernie_kqat.quantizers import ActivationQuantizer, WeightQuantizer, numeric, on_grid
+
+CHANNELS = 24
+VALUES = (np.random.default_rng(0).standard_normal((40, CHANNELS)) * np.logspace(-2, 2, CHANNELS)).astype(np.float32)
+WEIGHT_QUANTIZERS = ["minmax"]
+
+
+def weight_quantizer(name="minmax", **options):
+    weight = paddle.to_tensor(VALUES, stop_gradient=False)
+    made = quantizers.find(name, WeightQuantizer)(WeightQuant(quantizer=name, **options), weight)
+    made.eval()
+    return made, weight
+
+
+@pytest.mark.parametrize("name", WEIGHT_QUANTIZERS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize("range_", ["absmax", "mse"])
+def test_weight_contract(name, bits, granularity, range_):
+    quantizer, weight = weight_quantizer(name, bits=bits, granularity=granularity, range=range_)
+    q, step = quantizer.integers(weight)
+    assert q.dtype == np.int8
+    assert np.abs(q).max() <= numeric.qmax(bits)
+    assert step.shape == ((CHANNELS,) if granularity == "channel" else (1,))
+    simulated = quantizer(weight).numpy()
+    np.testing.assert_array_equal(simulated, q.astype(np.float32) * step)  # deployed integers ARE the simulation
+    assert all(len(np.unique(simulated[:, c])) <= 2**bits for c in range(CHANNELS))
+    ranges = numeric.mse_range(VALUES, bits, granularity) if range_ == "mse" else numeric.absmax_range(VALUES, granularity)
+    np.testing.assert_allclose(step * numeric.qmax(bits), ranges, rtol=1e-6)
+
+
+@pytest.mark.parametrize("range_", ["absmax", "mse"])
+def test_stable_after_many_forwards(range_):
+    quantizer, weight = weight_quantizer(bits=4, range=range_)
+    first = quantizer(weight).numpy()
+    for _ in range(50):
+        again = quantizer(weight).numpy()
+    np.testing.assert_array_equal(first, again)
+
+
+def test_mse_range_follows_a_moving_weight():
+    quantizer, weight = weight_quantizer(bits=4, range="mse")
+    quantizer.train()
+    weight.stop_gradient = True
+    for _ in range(30):
+        weight.set_value(weight * 1.03)
+        quantizer(weight)
+    quantizer.eval()
+    error = np.square(quantizer(weight).numpy() - weight.numpy()).sum(0)
+    step = numeric.mse_range(weight.numpy(), 4, "channel") / 7
+    fresh = np.square(numeric.integers(weight.numpy(), step, 7) * step - weight.numpy()).sum(0)
+    assert error.sum() < 1.1 * fresh.sum()
+
+
+def test_gradient_passes_straight_through():
+    quantizer, weight = weight_quantizer(bits=4)
+    grad = np.random.default_rng(1).standard_normal(VALUES.shape).astype(np.float32)
+    (quantizer(weight) * paddle.to_tensor(grad)).sum().backward()
+    np.testing.assert_array_equal(weight.grad.numpy(), grad)
+
+
+def test_on_grid_rounds_half_to_even_and_saturates_like_the_engine():
+    x = paddle.to_tensor(np.float32([0.5, 1.5, 2.5, -0.5, -1.5, 126.6, 127.6, -127.6, -200.0]))
+    got = on_grid(x, paddle.ones([1]), -128, 127).numpy()
+    assert got.tolist() == [0, 2, 2, 0, -2, 127, 127, -128, -128]
+
+
+def activation_quantizer(**options):
+    return quantizers.find("minmax", ActivationQuantizer)(ActivationQuant(**options))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_activation_range_is_the_bias_corrected_moving_average(bits):
+    quantizer = activation_quantizer(bits=bits, moving_rate=0.9)
+    rng, total, weights = np.random.default_rng(2), 0.0, 0.0
+    quantizer.train()
+    for scale in (1.0, 3.0, 2.0, 5.0):
+        x = (rng.standard_normal((3, 5, 7)) * scale).astype(np.float32)
+        total, weights = 0.9 * total + np.abs(x).max(), 0.9 * weights + 1
+        out = quantizer(paddle.to_tensor(x)).numpy()
+    step = total / weights / numeric.qmax(bits)
+    np.testing.assert_allclose(quantizer.step().numpy(), [step], rtol=1e-6)
+    assert len(np.unique(out)) <= 2**bits
+    np.testing.assert_allclose(out, np.clip(np.rint(x / step), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * step, rtol=1e-5)
+    quantizer.eval()
+    quantizer(paddle.to_tensor(x * 100))
+    np.testing.assert_allclose(quantizer.step().numpy(), [step], rtol=1e-6)  # evaluation moves nothing
+
+
+def test_uncalibrated_activation_is_refused():
+    quantizer = activation_quantizer()
+    quantizer.eval()
+    with pytest.raises(UserError, match="never set"):
+        quantizer(paddle.ones([2, 3]))
+
+
+def test_unknown_quantizer_is_named():
+    with pytest.raises(UserError, match=r"'lsx' is not one of minmax"):
+        quantizers.find("lsx", WeightQuantizer)
+
+
+def test_every_quantizer_file_is_under_contract():
+    assert set(quantizers.names()) == set(WEIGHT_QUANTIZERS)
