@@ -3,20 +3,12 @@
 # make venv         .venv from requirements.lock (both of the above do it first)
 # make test-all     also the slow tests;  make lint: ruff and mypy;  make lock: resolve requirements.in again (needs uv)
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
 
 .PHONY: venv quickstart test test-all lint lock clean
 
-venv: $(VENV)/.installed
-
-# Hashes are checked; --no-build-isolation is not needed because nothing but this package is built from source.
-$(VENV)/.installed: requirements.lock setup.py
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 9) <= v <= (3, 11) else f"make PYTHON=python3.11 …: CPython 3.9, 3.10 or 3.11 is needed, this is {v[0]}.{v[1]}")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --require-hashes -r requirements.lock
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
-	touch $@
+venv:
+	@$(PYTHON) tools/venv.py
 
 quickstart: venv
 	$(BIN)/python tools/quickstart.py
@@ -34,4 +26,4 @@ lock:
 	uv pip compile --universal --python-version 3.9 --generate-hashes --no-header --quiet requirements.in -o requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .venv build dist *.egg-info

@@ -13,13 +13,24 @@ from .errors import UserError
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL, PARAMS = "inference.pdmodel", "inference.pdiparams"
-REQUIRED = ("labels", "max_length", "pad_token_id", "vocab_size", "tokenizer", "inputs", "output", "files", "verification")
+REQUIRED = (
+    "labels",
+    "max_length",
+    "pad_token_id",
+    "vocab_size",
+    "tokenizer",
+    "inputs",
+    "output",
+    "files",
+    "verification",
+)
 
 
 def write_manifest(folder: Path, fields: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Write manifest.json with `fields` and the sha256 and size of each named file of the folder; returns it."""
     listed = {
-        name: {"sha256": files.sha256(folder / name), "size_bytes": (folder / name).stat().st_size} for name in sorted(names)
+        name: {"sha256": files.sha256(folder / name), "size_bytes": (folder / name).stat().st_size}
+        for name in sorted(names)
     }
     manifest = {"format": FORMAT, **fields, "files": listed}
     files.write_json(folder / MANIFEST, manifest)
@@ -57,7 +68,9 @@ def _check_file(path: Path, listed: dict[str, Any], check_hashes: bool) -> None:
         raise UserError(f"{path}: listed in {MANIFEST} but missing")
     size = path.stat().st_size
     if size != listed["size_bytes"]:
-        raise UserError(f"{path}: {size} bytes, where {MANIFEST} says {listed['size_bytes']}: the file was changed or cut")
+        raise UserError(
+            f"{path}: {size} bytes, where {MANIFEST} says {listed['size_bytes']}: the file was changed or cut"
+        )
     if check_hashes and files.sha256(path) != listed["sha256"]:
         raise UserError(f"{path}: its sha256 is not the one in {MANIFEST}: the file was changed after the export")
 

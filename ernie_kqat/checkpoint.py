@@ -35,7 +35,9 @@ def load(folder: Path, model: paddle.nn.Layer, optimizer: paddle.optimizer.Optim
     """Restore what `save` wrote and return its `state`; UserError if it is missing, damaged, or of another model."""
     files.recover_folder(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no checkpoint to resume from: the run stopped before its first one; train again with --overwrite")
+        raise UserError(
+            f"{folder}: no checkpoint to resume from: the run stopped before its first one; train again with --overwrite"
+        )
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if files.sha256(folder / ARRAYS) != state["arrays_sha256"]:
@@ -46,7 +48,9 @@ def load(folder: Path, model: paddle.nn.Layer, optimizer: paddle.optimizer.Optim
         raise UserError(f"{folder}: damaged checkpoint: {error}") from None
     own = model.state_dict()
     stored = {name[len("model/") :]: value for name, value in arrays.items() if name.startswith("model/")}
-    differing = sorted(set(own) ^ set(stored)) + [n for n in own if n in stored and list(own[n].shape) != list(stored[n].shape)]
+    differing = sorted(set(own) ^ set(stored)) + [
+        n for n in own if n in stored and list(own[n].shape) != list(stored[n].shape)
+    ]
     if differing:
         raise UserError(f"{folder}: a checkpoint of another model: {', '.join(differing[:3])}")
     model.set_state_dict(stored)

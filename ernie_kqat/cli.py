@@ -13,7 +13,9 @@ ARTIFACT = "inference"  # the artifact's folder within a run
 
 def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser with the two config options."""
-    made = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("-c", "--config", metavar="FILE", help="YAML config (configs/*.yaml)")
     made.add_argument(
         "-o",

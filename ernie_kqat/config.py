@@ -82,7 +82,9 @@ class WeightQuant:
 class ActivationQuant:
     bits: int = number(8, 2, 8, "signed; per tensor")
     moving_rate: float = number(0.9, 0.0, 1.0, "decay of the moving average of max|x| (PaddleSlim's name)")
-    calibration_batches: int = number(20, 1, 10**6, "train batches that set the ranges before training (or instead: PTQ)")
+    calibration_batches: int = number(
+        20, 1, 10**6, "train batches that set the ranges before training (or instead: PTQ)"
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Quant:
     weight: WeightQuant = field(default_factory=WeightQuant)
     activation: ActivationQuant = field(default_factory=ActivationQuant)
     layers: Optional[list] = option(
-        None, "(regex, override) rules over Linear names; first match wins; override: `skip` or {weight: {…}, activation: {…}}"
+        None,
+        "(regex, override) rules over Linear names; first match wins; override: `skip` or {weight: {…}, activation: {…}}",
     )
 
 
@@ -113,7 +116,9 @@ class Train:
     warmup: float = number(0.1, 0.0, 1.0, "share of the steps with a rising learning rate; linear decay after it")
     max_grad_norm: float = number(1.0, 0.0, 1e9, "global gradient norm to clip to; 0: no clipping")
     eval_steps: Optional[int] = number(None, 1, 10**9, "optimizer steps between evaluations; default: once an epoch")
-    save_steps: Optional[int] = number(None, 1, 10**9, "optimizer steps between checkpoints; default: at each evaluation")
+    save_steps: Optional[int] = number(
+        None, 1, 10**9, "optimizer steps between checkpoints; default: at each evaluation"
+    )
     eval_batch_size: int = number(64, 1, 10**5)
 
 
@@ -192,7 +197,7 @@ def to_tree(config: Any) -> Any:
     return config
 
 
-def describe(cls: type = Config, prefix: str = "") -> typing.Iterator[str]:
+def describe(cls: Any = Config, prefix: str = "") -> typing.Iterator[str]:
     """One line a key: name, type, default, meaning. `tools/train.py --keys` prints it."""
     hints = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
@@ -261,7 +266,7 @@ def _keys(cls: type) -> list[str]:
     return [f.name.rstrip("_") for f in dataclasses.fields(cls) if f.init and not f.metadata.get("open")]
 
 
-def _build(cls: type, tree: Any, key: str, origin: _Origin) -> Any:
+def _build(cls: Any, tree: Any, key: str, origin: _Origin) -> Any:
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):

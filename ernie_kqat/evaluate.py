@@ -11,16 +11,18 @@ from .data.dataset import Split
 
 
 @paddle.no_grad()
-def logits_of(model: paddle.nn.Layer, split: Split, pad_token_id: int, batch_size: int = 64, what: str = "evaluate") -> np.ndarray:
+def logits_of(
+    model: paddle.nn.Layer, split: Split, pad_token_id: int, batch_size: int = 64, what: str = "evaluate"
+) -> np.ndarray:
     """float32 [rows, classes] in the split's order; the model is put in eval mode and back."""
     training = model.training
     model.eval()
-    logits = None
+    logits = np.zeros((0, 0), np.float32)
     lengths = [len(row) for row in split.input_ids]
     for rows in tqdm(eval_batches(lengths, batch_size), desc=what, disable=None, leave=False):
         batch = collate(split, rows, pad_token_id)
         out = model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"])).numpy()
-        if logits is None:
+        if not logits.size:
             logits = np.zeros((len(split), out.shape[1]), np.float32)
         logits[rows] = out
     if training:

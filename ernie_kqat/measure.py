@@ -29,7 +29,13 @@ def evaluate_any(model: str | Path, data: str | Path, columns: Data) -> dict[str
         raise UserError(f"{model}: no such run, model folder or artifact")
     if split.labels is None:
         raise UserError(f"{data}: the rows have no labels to compare with")
-    return {"model": str(model), "kind": kind, "data": str(data), "rows": len(split), "accuracy": accuracy(logits, split.labels)}
+    return {
+        "model": str(model),
+        "kind": kind,
+        "data": str(data),
+        "rows": len(split),
+        "accuracy": accuracy(logits, split.labels),
+    }
 
 
 def _artifact_logits(model: Path, data: Path, columns: Data) -> tuple[np.ndarray, Split]:
@@ -45,7 +51,9 @@ def _model_logits(model: Path, data: Path, columns: Data) -> tuple[str, np.ndarr
 
     is_run = run_folder.is_run(model)
     restored = restore_run(model) if is_run else restore_folder(model, columns)
-    names = replace(columns, text=columns.text or restored.data.text, text_pair=columns.text_pair or restored.data.text_pair)
+    names = replace(
+        columns, text=columns.text or restored.data.text, text_pair=columns.text_pair or restored.data.text_pair
+    )
     split = _split(data, load_tokenizer(restored.vocabulary), restored.labels, restored.data.max_length, names)
     return "run" if is_run else "fp32 model", logits_of(restored.model, split, restored.pad_token_id), split
 

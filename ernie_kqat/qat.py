@@ -113,7 +113,7 @@ def _parse(options: dict) -> tuple[config.Quant, Kurtosis | None]:
     if unknown:
         raise UserError(f"{source}: quantizable_layer_type: {sorted(unknown)} cannot be deployed; allowed: Linear")
     weight = {"granularity": GRANULARITY[kind]}
-    activation = {}
+    activation: dict[str, Any] = {}
     for key, part, name in (
         ("weight_bits", weight, "bits"),
         ("weight_range", weight, "range"),

@@ -100,7 +100,11 @@ class RunFolder:
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {key: value for name, sub in tree.items() for key, value in _flat(sub, f"{prefix}.{name}" if prefix else name).items()}
+    return {
+        key: value
+        for name, sub in tree.items()
+        for key, value in _flat(sub, f"{prefix}.{name}" if prefix else name).items()
+    }
 
 
 def is_run(path: str | Path) -> bool:

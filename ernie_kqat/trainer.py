@@ -67,6 +67,7 @@ class Trainer:
         self.data = load_task_data(settings.Data, load_tokenizer(self.vocabulary), settings.Global.seed)
         self.model = loading.load_classifier(source, len(self.data.labels), settings.Model.dropout)
         self.pad_token_id = self.model.ernie.pad_token_id
+        self.dev_labels = np.asarray(self.data.dev.labels)
         self.lengths = [len(row) for row in self.data.train.input_ids]
         self.progress = Progress()
         if not self.model.new_head:
@@ -87,7 +88,7 @@ class Trainer:
         if resume:
             self._restore()
         elif self.qat is not None:
-            count = min(self.settings.Slim.quant.activation.calibration_batches, len(self._order(0)))
+            count = min(self.qat.quant.activation.calibration_batches, len(self._order(0)))
             calibrate(self.model, (self._batch(rows) for rows in self._order(0)[:count]), count)
         began = time.perf_counter() - self.progress.seconds
         if self.progress.step < self.total_steps:
@@ -247,7 +248,7 @@ class Trainer:
 
     def _accuracy(self, what: str) -> float:
         logits = logits_of(self.model, self.data.dev, self.pad_token_id, self.settings.Train.eval_batch_size, what)
-        return accuracy(logits, self.data.dev.labels)
+        return accuracy(logits, self.dev_labels)
 
     def _evaluate(self) -> None:
         """Dev accuracy; the best model is written when it is beaten."""
@@ -296,13 +297,17 @@ class Trainer:
             if isinstance(method, Kurtosis):
                 files.write_json(self.folder.path / "kurtosis.json", method.report())
         files.write_json(self.folder.path / run_folder.SUMMARY, summary)
-        self.folder.line(f"best dev accuracy {progress.best_accuracy:.4f} at step {progress.best_step}: {self.folder.best}")
+        self.folder.line(
+            f"best dev accuracy {progress.best_accuracy:.4f} at step {progress.best_step}: {self.folder.best}"
+        )
         return summary
 
 
 def _set_device(device: str) -> None:
     if device == "gpu" and not paddle.device.is_compiled_with_cuda():
-        raise UserError("Global.device: gpu: this paddlepaddle was built without CUDA; install paddlepaddle-gpu or use cpu")
+        raise UserError(
+            "Global.device: gpu: this paddlepaddle was built without CUDA; install paddlepaddle-gpu or use cpu"
+        )
     paddle.set_device(device)
 
 

@@ -79,5 +79,7 @@ def test_a_shipped_config_parses_and_survives_a_round_trip(path):
 def test_every_key_is_documented():
     lines = list(config.describe())
     assert any(line.startswith("Slim.kurtosis.lambda = 1.0") for line in lines)
-    undocumented = [line for line in lines if line.endswith(")  ") and "learning_rate" not in line and "eval_batch" not in line]
+    undocumented = [
+        line for line in lines if line.endswith(")  ") and "learning_rate" not in line and "eval_batch" not in line
+    ]
     assert undocumented == []

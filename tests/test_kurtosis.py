@@ -110,7 +110,9 @@ def test_target_policies():
 
 def test_targets_come_from_the_original_weights_not_the_present_ones():
     method = attached(weights=matrices(1), original=matrices(0))
-    assert method.target["encoder.layers.1.linear1"] == pytest.approx(oracle(matrices(0)["encoder.layers.1.linear1"])[0])
+    assert method.target["encoder.layers.1.linear1"] == pytest.approx(
+        oracle(matrices(0)["encoder.layers.1.linear1"])[0]
+    )
 
 
 def test_cap_leaves_layers_under_it_alone():

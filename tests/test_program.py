@@ -58,7 +58,12 @@ def test_one_linear_equals_integer_arithmetic(tmp_path, bits, activation_bits, k
     weight = (rng.standard_normal((64, 96)) * spread).astype(np.float32)
     bias = rng.standard_normal(96).astype(np.float32)
     x = (rng.standard_normal((3, 5, 64)) * 2).astype(np.float32)
-    options = {"weight_bits": bits, "activation_bits": activation_bits, "weight_quantize_type": kind, "weight_range": range_}
+    options = {
+        "weight_bits": bits,
+        "activation_bits": activation_bits,
+        "weight_quantize_type": kind,
+        "weight_range": range_,
+    }
     qat = KurtosisQAT(options)
     model = qat.quantize(OneLinear(weight, bias))
     model.eval()
@@ -70,7 +75,9 @@ def test_one_linear_equals_integer_arithmetic(tmp_path, bits, activation_bits, k
     low, high = -(2 ** (activation_bits - 1)), 2 ** (activation_bits - 1) - 1
     x_int = np.clip(np.rint(x * np.float32(1 / np.float32(x_step))), low, high).astype(np.float64)
     exact = (x_int @ w_int.astype(np.float64)) * (x_step * w_step.astype(np.float64)) + bias
-    qat.save_quantized_model(model, str(tmp_path / "m"), [paddle.static.InputSpec([None, None, 64], "float32", name="x")])
+    qat.save_quantized_model(
+        model, str(tmp_path / "m"), [paddle.static.InputSpec([None, None, 64], "float32", name="x")]
+    )
     deployed = run(tmp_path / "m", x)
     scale = np.abs(exact).max(axis=(0, 1))
     assert (np.abs(deployed - exact) / scale).max() < 1e-5
@@ -112,7 +119,9 @@ def test_a_linear_without_bias_is_exported(tmp_path):
     model.eval()
     x = np.random.default_rng(1).standard_normal((2, 3, 16)).astype(np.float32)
     calibrated(model, paddle.to_tensor(x))
-    qat.save_quantized_model(model, str(tmp_path / "m"), [paddle.static.InputSpec([None, None, 16], "float32", name="x")])
+    qat.save_quantized_model(
+        model, str(tmp_path / "m"), [paddle.static.InputSpec([None, None, 16], "float32", name="x")]
+    )
     np.testing.assert_allclose(run(tmp_path / "m", x), model(paddle.to_tensor(x)).numpy(), atol=1e-5)
 
 

@@ -66,7 +66,9 @@ def test_layer_rules(model):
     qat.quantize(model)
     layers = attach.quantized_linears(model)
     assert len(layers) == 12
-    assert {name: layer._fake_quant_weight.bits for name, layer in layers.items()}["ernie.encoder.layers.1.linear2"] == 4
+    assert {name: layer._fake_quant_weight.bits for name, layer in layers.items()}[
+        "ernie.encoder.layers.1.linear2"
+    ] == 4
     assert "classifier: fp32" in [str(entry) for entry in qat.plan]
 
 

@@ -33,7 +33,9 @@ def test_weight_contract(name, bits, granularity, range_):
     simulated = quantizer(weight).numpy()
     np.testing.assert_array_equal(simulated, q.astype(np.float32) * step)  # deployed integers ARE the simulation
     assert all(len(np.unique(simulated[:, c])) <= 2**bits for c in range(CHANNELS))
-    ranges = numeric.mse_range(VALUES, bits, granularity) if range_ == "mse" else numeric.absmax_range(VALUES, granularity)
+    ranges = (
+        numeric.mse_range(VALUES, bits, granularity) if range_ == "mse" else numeric.absmax_range(VALUES, granularity)
+    )
     np.testing.assert_allclose(step * numeric.qmax(bits), ranges, rtol=1e-6)
 
 
@@ -89,7 +91,9 @@ def test_activation_range_is_the_bias_corrected_moving_average(bits):
     step = total / weights / numeric.qmax(bits)
     np.testing.assert_allclose(quantizer.step().numpy(), [step], rtol=1e-6)
     assert len(np.unique(out)) <= 2**bits
-    np.testing.assert_allclose(out, np.clip(np.rint(x / step), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * step, rtol=1e-5)
+    np.testing.assert_allclose(
+        out, np.clip(np.rint(x / step), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * step, rtol=1e-5
+    )
     quantizer.eval()
     quantizer(paddle.to_tensor(x * 100))
     np.testing.assert_allclose(quantizer.step().numpy(), [step], rtol=1e-6)  # evaluation moves nothing

@@ -27,7 +27,10 @@ def settings(tmp_path, tiny_ernie, tiny_task, name="run", **sections):
 
 
 QAT = {"quant": {"weight": {"bits": 8}}}
-KURTOSIS = {"quant": {"weight": {"bits": 4, "range": "mse"}}, "kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}
+KURTOSIS = {
+    "quant": {"weight": {"bits": 4, "range": "mse"}},
+    "kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"},
+}
 
 
 def weights_of(run):
@@ -139,7 +142,9 @@ def test_max_steps_and_schedule(tmp_path, tiny_ernie, tiny_task):
 
 def test_visualdl_scalars(tmp_path, tiny_ernie, tiny_task):
     made = settings(tmp_path, tiny_ernie, tiny_task, Train={"max_steps": 4})
-    train(config.from_tree({**config.to_tree(made), "Global": {**config.to_tree(made.Global), "visualdl": True}}, "test"))
+    train(
+        config.from_tree({**config.to_tree(made), "Global": {**config.to_tree(made.Global), "visualdl": True}}, "test")
+    )
     assert list((tmp_path / "run/vdl").iterdir())
 
 

@@ -20,12 +20,20 @@ def main() -> int:
     parser = cli.parser(__doc__, EPILOG)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--run", metavar="DIR", help="a run folder of tools/train.py")
-    source.add_argument("--model", metavar="DIR", help="a fine-tuned fp32 model folder, quantized by calibration only (PTQ)")
+    source.add_argument(
+        "--model", metavar="DIR", help="a fine-tuned fp32 model folder, quantized by calibration only (PTQ)"
+    )
     parser.add_argument("--calibration", metavar="DATA", help="rows that set the activation ranges (with --model)")
     parser.add_argument("--weight-granularity", choices=["channel", "tensor"], help="(with --model)")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens a sentence is cut to (with --model; default 128)")
-    parser.add_argument("--verify", metavar="DATA", help="rows to verify on; default: the run's dev set, or --calibration's")
-    parser.add_argument("--fp32", metavar="DIR", help="the fp32 model to compare a run with; default: the one it began from")
+    parser.add_argument(
+        "--max-length", type=int, default=128, help="tokens a sentence is cut to (with --model; default 128)"
+    )
+    parser.add_argument(
+        "--verify", metavar="DATA", help="rows to verify on; default: the run's dev set, or --calibration's"
+    )
+    parser.add_argument(
+        "--fp32", metavar="DIR", help="the fp32 model to compare a run with; default: the one it began from"
+    )
     parser.add_argument("--output", metavar="DIR", help="the artifact folder; default: RUN/inference")
     arguments = parser.parse_args()
     settings = cli.settings(arguments)

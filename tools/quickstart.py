@@ -14,7 +14,9 @@ CONFIGS = TOOLS.parent / "configs"
 
 
 def main() -> int:
-    parser = cli.parser(__doc__, "examples:\n  python tools/quickstart.py\n  python tools/quickstart.py -o Train.max_steps=10")
+    parser = cli.parser(
+        __doc__, "examples:\n  python tools/quickstart.py\n  python tools/quickstart.py -o Train.max_steps=10"
+    )
     arguments = parser.parse_args()
     if arguments.config:
         parser.error("the quickstart has its own configs; use tools/train.py -c")

@@ -16,7 +16,9 @@ def main() -> int:
     parser = cli.parser(__doc__, EPILOG)
     parser.add_argument("--resume", action="store_true", help="continue the run in Global.output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in Global.output_dir")
-    parser.add_argument("--keys", action="store_true", help="print every config key with its default and meaning, and exit")
+    parser.add_argument(
+        "--keys", action="store_true", help="print every config key with its default and meaning, and exit"
+    )
     arguments = parser.parse_args()
     if arguments.keys:
         print("\n".join(config.describe()))

@@ -25,15 +25,19 @@ TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.jso
 CALIBRATION_BATCH = 32
 
 
-def export_run(run: str, output: str, limits: config.Export, data: str | None = None, fp32: str | None = None) -> dict[str, Any]:
+def export_run(
+    run: str, output: str, limits: config.Export, data: str | None = None, fp32: str | None = None
+) -> dict[str, Any]:
     """Export a run's best model, verified on `data` (default: the run's dev set). Returns the manifest."""
     restored = restore_run(run, fp32)
     settings = restored.data
     tokenizer = load_tokenizer(restored.vocabulary)
     source = data or settings.path
     if source is None:
-        raise UserError(f"{run}: it was trained on {settings.name} by name; say --verify FILE (a dev set, or sentences)")
-    split = _split(Path(source), tokenizer, restored, file=None if data else settings.dev)
+        raise UserError(
+            f"{run}: it was trained on {settings.name} by name; say --verify FILE (a dev set, or sentences)"
+        )
+    split = _split(Path(source), tokenizer, restored, None if data else settings.dev, limits.samples)
     manifest = export(restored, split, tokenizer, output, limits)
     summary = Path(run, run_folder.SUMMARY)
     trained = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
@@ -59,7 +63,7 @@ def export_folder(
     order = epoch_batches([len(ids) for ids in rows.input_ids], CALIBRATION_BATCH, seed, epoch=0)
     order = order[: quant.activation.calibration_batches]
     calibrate(restored.model, (collate(rows, batch, restored.pad_token_id) for batch in order), len(order))
-    split = _split(Path(data or calibration), tokenizer, restored)
+    split = _split(Path(data or calibration), tokenizer, restored, rows=limits.samples)
     return export(restored, split, tokenizer, output, limits)
 
 
@@ -71,8 +75,6 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     target = Path(output)
     if target.exists() and not artifact.is_artifact(target):
         raise UserError(f"{target}: exists and is no artifact; name a new folder")
-    if limits.samples is not None:
-        split = split.head(limits.samples)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         new, plain = Path(scratch, "new"), Path(scratch, "fp32")
@@ -116,17 +118,21 @@ def _write(restored: Restored, tokenizer, split: Split, folder: Path) -> None:
         "tokenizer": {"kind": tokenizer.kind, "do_lower_case": getattr(tokenizer, "do_lower_case", True)},
         "inputs": inputs,
         "output": output,
-        "quantization": None if restored.quant is None else {**config.to_tree(restored.quant), "plan": list(restored.plan)},
+        "quantization": None
+        if restored.quant is None
+        else {**config.to_tree(restored.quant), "plan": list(restored.plan)},
         "verification": None,
     }
     artifact.write_manifest(folder, fields, [path.name for path in folder.iterdir()])
 
 
-def _split(path: Path, tokenizer, restored: Restored, file: str | None = None) -> Split:
+def _split(path: Path, tokenizer, restored: Restored, file: str | None = None, rows: int | None = None) -> Split:
     data = restored.data
     if file is not None and path.is_dir():
         path = path / file
-    return load_eval_split(path, tokenizer, restored.labels, data.max_length, text=data.text, text_pair=data.text_pair, label=data.label)
+    return load_eval_split(
+        path, tokenizer, restored.labels, data.max_length, data.text, data.text_pair, data.label, rows=rows
+    )
 
 
 def _train_file(path: Path) -> Path:

@@ -36,7 +36,9 @@ def save_fp32(model: paddle.nn.Layer, path: Path, input_spec: list | None = None
     with _quiet():
         static = paddle.jit.to_static(model, input_spec=input_spec or default_spec(), full_graph=True)
         paddle.jit.save(static, str(path))
-    path.with_name(f"{path.name}.pdiparams.info").unlink(missing_ok=True)  # training metadata; inference has no use for it
+    path.with_name(f"{path.name}.pdiparams.info").unlink(
+        missing_ok=True
+    )  # training metadata; inference has no use for it
 
 
 def save_int8(model: paddle.nn.Layer, path: Path, input_spec: list | None = None) -> None:

@@ -109,7 +109,7 @@ def target_of(policy: Any, original: float, key: str) -> float | None:
     if policy == "pretrained":
         return original
     if isinstance(policy, dict) and len(policy) == 1:
-        (kind, value), = policy.items()
+        ((kind, value),) = policy.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if kind == "fixed" and value >= 1:
                 return float(value)
@@ -128,14 +128,19 @@ class Kurtosis(Method):
     """Pull each layer's kurtosis to its target, in the loss or by a decoupled step."""
 
     targets: Any = option(
-        "pretrained", "policy of all encoder Linears (pretrained | fixed: K | shrink: g | cap: K), or (regex, policy) rules"
+        "pretrained",
+        "policy of all encoder Linears (pretrained | fixed: K | shrink: g | cap: K), or (regex, policy) rules",
     )
-    apply: Literal["loss", "decoupled"] = option("loss", "a term of the loss, or a step of its own after the optimizer's")
+    apply: Literal["loss", "decoupled"] = option(
+        "loss", "a term of the loss, or a step of its own after the optimizer's"
+    )
     loss: Literal["squared", "relative", "log"] = option("relative", "rho")
     reduce: Literal["mean", "sum", "max"] = option("mean", "over layers")
     lambda_: float = number(1.0, 0.0, 1e9, "weight of the term (apply: loss)")
     warmup_steps: int = number(0, 0, 10**9, "steps over which lambda, or rate, rises from 0")
-    rate: float = number(0.03, 0.0, 1.0, "largest move of a weight in one step, as a share of max|w| (apply: decoupled)")
+    rate: float = number(
+        0.03, 0.0, 1.0, "largest move of a weight in one step, as a share of max|w| (apply: decoupled)"
+    )
 
     weights: dict[str, paddle.Tensor] = field(default_factory=dict, init=False, repr=False)
     target: dict[str, float] = field(default_factory=dict, init=False, repr=False)
@@ -154,12 +159,14 @@ class Kurtosis(Method):
             targets = [["", self.targets]]  # not a PaddleNLP encoder: every Linear
         original = pretrained()
         for name, policy in rules.match(targets, list(matrices), key).items():
-            if policy == "none":
+            if policy != "none" and f"{name}.weight" not in original:
+                raise UserError(
+                    f"{key}: the pretrained weights have no {name}.weight, so {policy!r} has no meaning for it"
+                )
+            target = target_of(policy, kurtosis(original[f"{name}.weight"]) if policy != "none" else 0.0, key)
+            if target is None:
                 continue
-            if f"{name}.weight" not in original:
-                raise UserError(f"{key}: the pretrained weights have no {name}.weight, so {policy!r} has no meaning for it")
-            self.weights[name] = matrices[name]
-            self.target[name] = target_of(policy, kurtosis(original[f"{name}.weight"]), key)
+            self.weights[name], self.target[name] = matrices[name], target
             if isinstance(policy, dict) and "cap" in policy:
                 self.ceiling[name] = float(policy["cap"])
         if not self.weights:
@@ -225,7 +232,8 @@ class Kurtosis(Method):
     def report(self) -> dict[str, dict[str, float]]:
         """K and T of every regularized layer."""
         return {
-            name: {"kurtosis": moments(weight).kurtosis, "target": self.target[name]} for name, weight in self.weights.items()
+            name: {"kurtosis": moments(weight).kurtosis, "target": self.target[name]}
+            for name, weight in self.weights.items()
         }
 
     def figures(self):
@@ -243,7 +251,11 @@ class Kurtosis(Method):
         return values
 
     def plan(self):
-        how = f"loss, {self.loss}, {self.reduce}, lambda {self.lambda_:g}" if self.apply == "loss" else f"decoupled, rate {self.rate:g}"
+        how = (
+            f"loss, {self.loss}, {self.reduce}, lambda {self.lambda_:g}"
+            if self.apply == "loss"
+            else f"decoupled, rate {self.rate:g}"
+        )
         rows = self.report()
         width = max(map(len, rows))
         return [f"kurtosis ({how}):"] + [

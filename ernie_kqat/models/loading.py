@@ -41,7 +41,7 @@ def load_classifier(name_or_path: str, num_labels: int, dropout: float | None = 
         weights = _encoder_of(weights, settings.num_hidden_layers)
     settings.num_labels = num_labels
     if dropout is not None:
-        settings.hidden_dropout_prob = dropout
+        settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = dropout
         settings.classifier_dropout = None  # it follows the hidden dropout
     model = ErnieForSequenceClassification(settings)
     model.new_head = _fill(model, weights, folder / WEIGHTS)

@@ -112,8 +112,11 @@ def deployable(model: paddle.nn.Layer) -> tuple[paddle.nn.Layer, dict[str, Layer
             raise UserError(f"{name}: its activation range was never set; calibrate or train before exporting")
         activation_step = float(activation.step())
         size = layer.weight.shape
+        linear: paddle.nn.Linear
         if activation.bits < 8:
-            linear = ClippedLinear(*size, activation.low * activation_step, activation.high * activation_step)
+            linear = ClippedLinear(
+                size[0], size[1], activation.low * activation_step, activation.high * activation_step
+            )
         else:
             linear = paddle.nn.Linear(*size)
         linear.weight.set_value(q.astype(np.float32) * step)
@@ -123,7 +126,6 @@ def deployable(model: paddle.nn.Layer) -> tuple[paddle.nn.Layer, dict[str, Layer
         grids[linear.weight.name] = LayerGrid(step, layer._fake_quant_weight.bits, activation_step, activation.bits)
     plain.eval()
     return plain, grids
-
 
 
 def quantizer_buffers(model: paddle.nn.Layer) -> dict[str, np.ndarray]:

@@ -19,7 +19,9 @@ def absmax_range(weight: np.ndarray, granularity: str) -> np.ndarray:
     return np.where(peak > 0, peak, np.float32(1))
 
 
-def mse_range(weight: np.ndarray, bits: int, granularity: str, candidates: int = 40, refinements: int = 4) -> np.ndarray:
+def mse_range(
+    weight: np.ndarray, bits: int, granularity: str, candidates: int = 40, refinements: int = 4
+) -> np.ndarray:
     """The range that minimizes sum (w - step * round(clip(w / step)))^2, shapes as `absmax_range`.
 
     A grid search over fractions of absmax, then Lloyd's alternation: for fixed integers q the best step is
