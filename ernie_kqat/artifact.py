@@ -14,10 +14,13 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL, PARAMS = "inference.pdmodel", "inference.pdiparams"
 REQUIRED = (
+    "engine",
     "labels",
+    "pair",
     "max_length",
     "pad_token_id",
     "vocab_size",
+    "type_vocab_size",
     "tokenizer",
     "inputs",
     "output",

@@ -81,6 +81,10 @@ class WeightQuant:
 @dataclass(frozen=True)
 class ActivationQuant:
     bits: int = number(8, 2, 8, "signed; per tensor")
+    range: Literal["moving_average", "mse"] = option(
+        "moving_average",
+        "of max|x| over training batches, or the range of least squared error, fixed after calibration",
+    )
     moving_rate: float = number(0.9, 0.0, 1.0, "decay of the moving average of max|x| (PaddleSlim's name)")
     calibration_batches: int = number(
         20, 1, 10**6, "train batches that set the ranges before training (or instead: PTQ)"

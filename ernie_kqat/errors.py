@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
 def run_tool(main: Callable[[], int | None]) -> None:
     """Run a tool's `main` and exit: 0 done, 1 refused, 2 wrong input, 130 interrupted; no traceback for a user's mistake."""
+    logging.basicConfig(format="%(message)s")  # of libraries, warnings only
+    logging.getLogger("ernie_kqat").setLevel(logging.INFO)
     try:
         sys.exit(main() or 0)
     except UserError as error:

@@ -31,7 +31,7 @@ class KurtosisQAT(paddleslim.QAT):
     """A drop-in for `paddleslim.QAT` for people with their own training loop.
 
     config: PaddleSlim's keys (`weight_bits`, `weight_quantize_type`, `activation_bits`, `moving_rate`, …), `weight_range`
-    (absmax | mse), `layers` (Slim.quant.layers) and a `kurtosis` section (Slim.kurtosis). pretrained: the original weights
+    (absmax | mse), `activation_range` (moving_average | mse), `layers` (Slim.quant.layers) and a `kurtosis` section (Slim.kurtosis). pretrained: the original weights
     for kurtosis targets, as {parameter name: array}, a model, or a folder or name; default: the model's at `quantize`.
     Raises UserError for a key or value that cannot be deployed exactly.
     """
@@ -118,6 +118,7 @@ def _parse(options: dict) -> tuple[config.Quant, Kurtosis | None]:
         ("weight_bits", weight, "bits"),
         ("weight_range", weight, "range"),
         ("activation_bits", activation, "bits"),
+        ("activation_range", activation, "range"),
         ("moving_rate", activation, "moving_rate"),
     ):
         if key in options:

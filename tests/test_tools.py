@@ -53,7 +53,9 @@ def done(tmp_path_factory, tiny_ernie, tiny_task):
     folder = tmp_path_factory.mktemp("done")
     config = write_config(folder / "c.yaml", tiny_ernie, tiny_task, folder / "run")
     for name in ("train", "export"):
-        subprocess.run([sys.executable, str(ROOT / f"tools/{name}.py"), "-c", str(config)], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, str(ROOT / f"tools/{name}.py"), "-c", str(config)], check=True, capture_output=True
+        )
     return folder
 
 
@@ -106,7 +108,9 @@ def test_ptq_of_a_plain_folder(done, tool, tmp_path, tiny_task, granularity):
 def test_a_refused_export_is_marked_and_replaces_nothing(done, tool, tmp_path):
     shutil.copytree(done / "run/inference", tmp_path / "a")
     before = (tmp_path / "a/manifest.json").read_text()
-    code, out, err = tool("export", "--run", done / "run", "--output", tmp_path / "a", "-o", "Export.max_rms_over_std=0.0")
+    code, out, err = tool(
+        "export", "--run", done / "run", "--output", tmp_path / "a", "-o", "Export.max_rms_over_std=0.0"
+    )
     assert code == 1
     assert "REFUSED" in err
     assert "worst samples" in out
@@ -154,8 +158,16 @@ TRAIN_MISTAKES = [
     ("bad regex", lambda t, m: {"Slim": {"quant": {"layers": [["(", "skip"]]}}}, "not a regular expression"),
     ("bad target", lambda t, m: {"Slim": {"kurtosis": {"targets": {"cap": 0}}}}, "not a target policy"),
     ("no such model", lambda t, m: {"Model": {"name_or_path": str(t / "none")}}, "none"),
-    ("model without config", lambda t, m: {"Model": {"name_or_path": str(copy(m, t / "m", config__json=None))}}, "config.json"),
-    ("model without vocab", lambda t, m: {"Model": {"name_or_path": str(copy(m, t / "m", vocab__txt=None))}}, "vocab.txt"),
+    (
+        "model without config",
+        lambda t, m: {"Model": {"name_or_path": str(copy(m, t / "m", config__json=None))}},
+        "config.json",
+    ),
+    (
+        "model without vocab",
+        lambda t, m: {"Model": {"name_or_path": str(copy(m, t / "m", vocab__txt=None))}},
+        "vocab.txt",
+    ),
     (
         "weights cut short",
         lambda t, m: {"Model": {"name_or_path": str(copy(m, t / "m", model_state__pdparams=b"\x80\x02}"))}},
@@ -167,14 +179,20 @@ TRAIN_MISTAKES = [
     ("empty train file", lambda t, m: {"Data": {"path": str(rows(t / "d"))}}, "train.tsv"),
     ("label not in train", lambda t, m: {"Data": {"path": str(rows(t / "d", GOOD[0], "x\tneutral"))}}, "dev.tsv:3"),
     ("unlisted label", lambda t, m: {"Data": {"labels": ["negative", "neutral"]}}, "train.tsv:"),
-    ("wrong column count", lambda t, m: {"Data": {"path": str(rows(t / "d", *GOOD, "three\tcells\there"))}}, "train.tsv:4"),
+    (
+        "wrong column count",
+        lambda t, m: {"Data": {"path": str(rows(t / "d", *GOOD, "three\tcells\there"))}},
+        "train.tsv:4",
+    ),
     ("missing label", lambda t, m: {"Data": {"path": str(rows(t / "d", *GOOD, "no label\t"))}}, "train.tsv:4"),
     ("unknown column", lambda t, m: {"Data": {"text": "review"}}, "review"),
     ("gpu without CUDA", lambda t, m: {"Global": {"device": "gpu"}}, "Global.device"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), [row[1:] for row in TRAIN_MISTAKES], ids=[row[0] for row in TRAIN_MISTAKES])
+@pytest.mark.parametrize(
+    ("change", "message"), [row[1:] for row in TRAIN_MISTAKES], ids=[row[0] for row in TRAIN_MISTAKES]
+)
 def test_a_training_mistake_gets_one_clear_message(tool, tmp_path, tiny_ernie, tiny_task, change, message):
     config = write_config(tmp_path / "c.yaml", tiny_ernie, tiny_task, tmp_path / "run", **change(tmp_path, tiny_ernie))
     code, _, err = tool("train", "-c", config)
@@ -201,9 +219,17 @@ OTHER_MISTAKES = [
     ("no config", lambda d, t: ["train", "-c", t / "none.yaml"], "none.yaml: no such config file"),
     ("bad override", lambda d, t: ["train", "-c", d / "c.yaml", "-o", "Train.epochs"], "not of the form key.sub=value"),
     ("run exists", lambda d, t: ["train", "-c", d / "c.yaml"], "already holds a run"),
-    ("nothing to resume", lambda d, t: ["train", "-c", d / "c.yaml", "--resume", "-o", f"Global.output_dir={t}"], "no run to resume"),
+    (
+        "nothing to resume",
+        lambda d, t: ["train", "-c", d / "c.yaml", "--resume", "-o", f"Global.output_dir={t}"],
+        "no run to resume",
+    ),
     ("export of no run", lambda d, t: ["export", "--run", t], "not a run folder"),
-    ("eval of nothing", lambda d, t: ["eval", "--model", t / "none", "--data", t], "no such run, model folder or artifact"),
+    (
+        "eval of nothing",
+        lambda d, t: ["eval", "--model", t / "none", "--data", t],
+        "no such run, model folder or artifact",
+    ),
     ("eval without data", lambda d, t: ["eval", "--model", d / "run", "--data", t / "none.tsv"], "none.tsv"),
     (
         "output is no artifact",
@@ -252,7 +278,9 @@ def empty(path):
     return path
 
 
-@pytest.mark.parametrize(("command", "message"), [row[1:] for row in OTHER_MISTAKES], ids=[row[0] for row in OTHER_MISTAKES])
+@pytest.mark.parametrize(
+    ("command", "message"), [row[1:] for row in OTHER_MISTAKES], ids=[row[0] for row in OTHER_MISTAKES]
+)
 def test_any_other_mistake_gets_one_clear_message(tool, tmp_path, done, command, message):
     code, _, err = tool(*command(done, tmp_path))
     assert code == 2

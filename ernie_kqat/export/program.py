@@ -20,6 +20,7 @@ import paddle
 from paddle.base import core
 from paddle.base.framework import IrGraph
 
+from ..errors import UserError
 from ..quantizers.attach import LayerGrid, deployable
 
 ENGINE_QMAX = 127  # the engine's scales are 127 / range at any bit width; giving 1 / (127 x step) keeps our integers
@@ -104,7 +105,9 @@ def _fuse_linears(graph: IrGraph) -> None:
 
 
 def _scales(graph: IrGraph, grids: dict[str, LayerGrid]) -> dict:
-    scales, found = {}, set()
+    scales: dict[str, tuple] = {}
+    steps: dict[str, float] = {}
+    found = set()
     for node in graph.all_op_nodes():
         if node.op().type() != "fc":
             continue
@@ -114,7 +117,12 @@ def _scales(graph: IrGraph, grids: dict[str, LayerGrid]) -> dict:
         grid = grids[weight]
         width = node.op().block().find_var(weight.encode()).shape()[1]
         scales[weight] = _scale(1.0 / (ENGINE_QMAX * np.broadcast_to(grid.weight_step.astype(np.float64), [width])))
-        # Layers that share an input share its quantize op, so they must share its scale: one input, one name.
+        # Layers that read one tensor share its quantize operator, so they must agree on its step.
+        if steps.setdefault(source, grid.activation_step) != grid.activation_step:
+            raise UserError(
+                f"layers that read the same tensor have different activation ranges (steps {steps[source]:.6g} and"
+                f" {grid.activation_step:.6g}); give them one activation rule in Slim.quant.layers"
+            )
         scales[source] = _scale(1.0 / (ENGINE_QMAX * grid.activation_step))
         found.add(weight)
     if found != set(grids):

@@ -32,7 +32,7 @@ class LayerPlan:
         if self.weight is None or self.activation is None:
             return f"{self.name}: fp32"
         w, a = self.weight, self.activation
-        return f"{self.name}: W{w.bits} {w.quantizer} per {w.granularity}, range {w.range}; A{a.bits} moving average"
+        return f"{self.name}: W{w.bits} {w.quantizer} per {w.granularity}, range {w.range}; A{a.bits} range {a.range}"
 
 
 def make_plan(model: paddle.nn.Layer, quant: config.Quant) -> list[LayerPlan]:

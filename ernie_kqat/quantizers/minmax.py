@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import paddle
 
 from ..errors import UserError
 from . import ActivationQuantizer, StraightThrough, WeightQuantizer, numeric
 
+SAMPLE = 2**15  # activations of a batch that the search for the least squared error looks at
 TINY = 1e-30  # an all-zero channel: any step stands for it
 
 
@@ -50,7 +53,11 @@ class MinMaxWeight(WeightQuantizer):
 
 
 class MovingAverageActivation(ActivationQuantizer):
-    """range = bias-corrected moving average of max|x| over training batches (PaddleSlim's moving_average_abs_max)."""
+    """range = bias-corrected moving average over training batches of max|x| (PaddleSlim's moving_average_abs_max).
+
+    With `range: mse`, plain mean over the first `calibration_batches` batches of the range of least squared error; it is
+    fixed after them, because the search is too slow for every step.
+    """
 
     def __init__(self, options):
         super().__init__(options)
@@ -72,6 +79,18 @@ class MovingAverageActivation(ActivationQuantizer):
 
     @paddle.no_grad()
     def _observe(self, x):
-        rate = self.options.moving_rate
-        self.total.set_value(self.total * rate + x.detach().abs().max().reshape([1]))
+        if self.options.range == "moving_average":
+            rate, found = self.options.moving_rate, x.detach().abs().max().reshape([1])
+        elif float(self.weight_sum) < self.options.calibration_batches:
+            rate, found = 1.0, self._least_squares_range(x)
+        else:
+            return
+        self.total.set_value(self.total * rate + found)
         self.weight_sum.set_value(self.weight_sum * rate + 1.0)
+
+    def _least_squares_range(self, x):
+        values = x.detach().numpy().reshape(-1, 1)
+        stride = max(1, values.size // SAMPLE)
+        while math.gcd(stride, x.shape[-1]) > 1:  # else the sample would see some features only, and miss outlier ones
+            stride += 1
+        return paddle.to_tensor(numeric.mse_range(values[::stride], self.bits, "tensor"))

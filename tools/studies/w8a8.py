@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/results/w8a8.json"
 METHODS = {  # name -> config; the order of the table
     "PTQ (calibration only)": "ernie_sst2_minilm_ptq",
+    "PTQ, ranges of least squared error": "ernie_sst2_minilm_ptq_mse",
     "QAT": "ernie_sst2_minilm_qat",
     "QAT + KURE 1.8": "ernie_sst2_minilm_kure",
     "QAT + layer-wise targets": "ernie_sst2_minilm",

@@ -1,0 +1,244 @@
+"""Answers from an artifact folder, by Paddle Inference. Loads nothing of the training side.
+
+Speed on this engine is a matter of shapes: oneDNN builds its primitives anew for every shape it has not kept, which makes a
+sentence take three times as long. So few shapes are let happen, and all of them are kept: lengths are rounded up
+to a multiple of LENGTH_STEP tokens, rows to a power of two. Padding changes no answer: a padded token gets a weight of
+exp(-1e4) = 0 in the attention, and a padded row is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import paddle.inference
+from paddle.base import core
+
+from . import artifact, machine
+from .errors import UserError
+from .tokenizer import Encoded, load_tokenizer
+
+ENGINES = ("onednn_int8", "fp32")
+LENGTH_STEP = 8  # tokens. Of 1, 4, 8, 16 and 32 the fastest over a first and later passes of SST-2 dev
+KEEP_EVERY_SHAPE = 0  # Paddle's word for a primitive cache without limit; there are few shapes
+
+log = logging.getLogger(__name__)
+
+TokenIds = Union[Sequence[int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text: the likeliest label, its probability (softmax of the logits), and all logits."""
+
+    label: str
+    score: float
+    logits: list[float]
+
+
+class Predictor:
+    """A classifier loaded from an artifact folder.
+
+    Safe to use from many threads: each call borrows an inference predictor of its own from a pool that grows to the
+    number of calls that ever ran at once; they share the weights. `threads` is the number of cores one call may use.
+
+    Raises UserError for a folder that is no artifact or was changed, for an artifact whose verification failed or was
+    never made (unless `allow_unverified`), and for an engine that this Paddle lacks.
+    """
+
+    def __init__(
+        self, artifact_dir: str | Path, threads: int = 1, allow_unverified: bool = False, check_hashes: bool = True
+    ):
+        folder = Path(artifact_dir)
+        if threads < 1:
+            raise UserError(f"threads: {threads} is under 1")
+        manifest = artifact.read_manifest(folder, check_hashes)
+        _check_verified(folder, manifest, allow_unverified)
+        _check_engine(folder, manifest["engine"])
+        self.manifest = manifest
+        self.labels: list[str] = manifest["labels"]
+        self.pair: bool = manifest["pair"]
+        self.max_length: int = manifest["max_length"]
+        self.tokenizer = load_tokenizer(folder, manifest["tokenizer"]["kind"])
+        self._template = _load(folder, manifest, threads)
+        self._new_pool()
+
+    def _new_pool(self) -> None:
+        self._idle: list[_Engine] = []
+        self._lock = threading.Lock()
+
+    def clone(self) -> Predictor:
+        """A Predictor with inference predictors of its own that share this one's weights."""
+        twin = copy.copy(self)
+        with self._lock:
+            twin._template = self._template.clone()
+        twin._new_pool()
+        return twin
+
+    def predict(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32
+    ) -> list[Prediction]:
+        """One Prediction for each text, in order; `pairs` are the second texts of a model for pairs.
+
+        Texts longer than `max_length` tokens are cut. Raises UserError for something that is not text, a text without a
+        token (an empty sentence has no label), and pairs that are missing, superfluous or of another number.
+        """
+        return self.answer(self.encode(texts, pairs), batch_size)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoded]:
+        """Token ids of each text, or of each text and its pair. Raises UserError as `predict` does."""
+        if self.pair != (pairs is not None):
+            raise UserError("the model judges pairs: `pairs` is missing" if self.pair else "the model takes no `pairs`")
+        encoded = self.tokenizer.encode(texts, pairs, self.max_length)
+        for index, row in enumerate(encoded):
+            if lacks_text(row):
+                where = f"texts[{index}]" + (f" or pairs[{index}]" if self.pair else "")
+                raise UserError(f"{where}: no text in it; an empty sentence has no label")
+        return encoded
+
+    def answer(self, encoded: Sequence[Encoded], batch_size: int = 32) -> list[Prediction]:
+        """One Prediction for each row of `encode`, in order."""
+        logits = self.logits([(row.input_ids, row.token_type_ids) for row in encoded], batch_size)
+        return [
+            Prediction(self.labels[score.argmax()], float(score.max()), row.tolist())
+            for score, row in zip(_softmax(logits), logits)
+        ]
+
+    def logits(self, encoded: Sequence[tuple[TokenIds, TokenIds]], batch_size: int = 32) -> np.ndarray:
+        """float32 [rows, classes] for (input_ids, token_type_ids) of each row, in the order given.
+
+        A batch holds at most `batch_size` rows, rounded down to a power of two. Raises UserError, before anything runs,
+        for ids that the model has no embedding for: they would crash the process.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size: {batch_size} is under 1")
+        rows = [self._checked(index, row) for index, row in enumerate(encoded)]
+        logits = np.zeros((len(rows), len(self.labels)), np.float32)
+        # Longest first: least padding, and the largest batch meets an empty allocator, whose blocks the others reuse.
+        order = sorted(range(len(rows)), key=lambda index: -rows[index].shape[1])
+        size = 1 << (batch_size.bit_length() - 1)
+        with self._engine() as engine:
+            for start in range(0, len(rows), size):
+                chosen = order[start : start + size]
+                logits[chosen] = engine.run(self._batch([rows[index] for index in chosen]))[: len(chosen)]
+        return logits
+
+    def _checked(self, index: int, row: tuple[TokenIds, TokenIds]) -> np.ndarray:
+        """int64 [2, tokens] of one row, or UserError."""
+        checked = []
+        for name, size, ids in zip(
+            ("input_ids", "token_type_ids"), (self.manifest["vocab_size"], self.manifest["type_vocab_size"]), row
+        ):
+            where = f"row {index}: {name}"
+            try:
+                values = np.asarray(ids)
+            except ValueError:  # nested lists of different lengths
+                raise UserError(f"{where}: not a flat list of integers") from None
+            if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+                raise UserError(
+                    f"{where}: {values.dtype} of shape {list(values.shape)}; a flat list of integers is needed"
+                )
+            if not 1 <= values.size <= self.max_length:
+                raise UserError(f"{where}: {values.size} tokens, not in 1..{self.max_length}")
+            low, high = values.min(), values.max()
+            if low < 0 or high >= size:
+                raise UserError(f"{where}: {low if low < 0 else high} is not in 0..{size - 1}")
+            checked.append(values)
+        if len(checked[0]) != len(checked[1]):
+            raise UserError(f"row {index}: {len(checked[0])} input_ids with {len(checked[1])} token_type_ids")
+        return np.stack(checked).astype(np.int64, copy=False)
+
+    def _batch(self, rows: list[np.ndarray]) -> np.ndarray:
+        """int64 [2, padded rows, padded tokens]; the first row is the longest."""
+        length = min(-(-rows[0].shape[1] // LENGTH_STEP) * LENGTH_STEP, self.max_length)
+        padded_rows = 1 << (len(rows) - 1).bit_length()
+        batch = np.zeros((2, padded_rows, length), np.int64)
+        batch[0] = self.manifest["pad_token_id"]
+        for index, row in enumerate(rows):
+            batch[:, index, : row.shape[1]] = row
+        return batch
+
+    @contextlib.contextmanager
+    def _engine(self) -> Iterator[_Engine]:
+        # A pool and not one engine a thread: a server that starts a thread for each request would load one each time.
+        with self._lock:
+            engine = self._idle.pop() if self._idle else _Engine(self._template.clone(), self.manifest)
+        yield engine
+        with self._lock:  # not reached when the block raised: what an engine holds then is unknown, so it is dropped
+            self._idle.append(engine)
+
+
+def lacks_text(row: Encoded) -> bool:
+    """Whether the text, or the second text of a pair, has no token: only [CLS] [SEP], or only [SEP], is left of it."""
+    second = sum(row.token_type_ids)
+    return len(row.input_ids) - second <= 2 or second == 1
+
+
+class _Engine:
+    """One of Paddle's inference predictors, used by one thread at a time."""
+
+    def __init__(self, predictor: paddle.inference.Predictor, manifest: dict[str, Any]):
+        self._predictor = predictor
+        self._inputs = [predictor.get_input_handle(name) for name in manifest["inputs"]]
+        self._output = predictor.get_output_handle(manifest["output"])
+        self._largest = 0
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """float32 [rows, classes] of int64 [2, rows, tokens]."""
+        tokens = batch[0].size
+        if tokens > self._largest:
+            # Its blocks would come on top of those of all smaller batches, which it cannot use and they could use its.
+            self._predictor.try_shrink_memory()
+            self._largest = tokens
+        for handle, ids in zip(self._inputs, batch):
+            handle.copy_from_cpu(ids)
+        self._predictor.run()
+        return self._output.copy_to_cpu()
+
+
+def _load(folder: Path, manifest: dict[str, Any], threads: int) -> paddle.inference.Predictor:
+    config = paddle.inference.Config(str(folder / artifact.MODEL), str(folder / artifact.PARAMS))
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.enable_mkldnn()  # for fp32 too: the fair baseline
+    config.set_mkldnn_cache_capacity(KEEP_EVERY_SHAPE)
+    config.set_cpu_math_library_num_threads(threads)
+    config.enable_memory_optim()
+    predictor = paddle.inference.create_predictor(config)
+    for what, listed, found in (
+        ("inputs", manifest["inputs"], predictor.get_input_names()),
+        ("output", [manifest["output"]], predictor.get_output_names()),
+    ):
+        if sorted(listed) != sorted(found):
+            raise UserError(f"{folder}: {artifact.MANIFEST} says {what} {listed}, the program has {found}")
+    return predictor
+
+
+def _check_verified(folder: Path, manifest: dict[str, Any], allow_unverified: bool) -> None:
+    verification = manifest["verification"]
+    if allow_unverified or (verification and verification["passed"]):
+        return
+    why = "its verification failed" if verification else "it was never verified"
+    raise UserError(f"{folder}: {why}; tools/export.py verifies, allow_unverified=True loads it all the same")
+
+
+def _check_engine(folder: Path, engine: str) -> None:
+    if engine not in ENGINES:
+        raise UserError(f"{folder}: engine {engine!r} is not one of {', '.join(ENGINES)}")
+    if not core.is_compiled_with_mkldnn():
+        raise UserError(f"{folder}: needs a Paddle with oneDNN, and this one has none (tools/doctor.py says more)")
+    sets = machine.machine()["instruction_sets"]
+    if engine == "onednn_int8" and sets and not machine.exact_int8(sets):
+        log.warning("%s: no VNNI in this CPU: answers may differ from the verified ones (tools/doctor.py)", folder)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return shifted / shifted.sum(axis=1, keepdims=True)

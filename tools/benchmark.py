@@ -1,0 +1,110 @@
+"""Measure artifacts side by side: milliseconds a sentence, one at a time and in batches, on rows of real length."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ernie_kqat import benchmark, files
+from ernie_kqat.errors import UserError, run_tool
+
+EPILOG = """examples:
+  python tools/benchmark.py --model output/RUN/inference --data dev.tsv
+  python tools/benchmark.py --model INT8 --model FP32 --data dev.tsv --repeats 9 --json result.json
+
+DATA is a file (.tsv .csv .jsonl, or .txt with a sentence a line); labels are not needed. The models take turns, pass by
+pass, so that what else the machine does falls on all of them. Give the same model twice to see the noise.
+`spread` is (slowest pass - fastest pass) / median: smaller differences mean nothing. Tokenization is not included.
+The last line of the output is JSON with all figures, the machine and the versions."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="ARTIFACT",
+        help="a folder of tools/export.py; may be repeated",
+    )
+    parser.add_argument("--data", required=True, metavar="FILE", help="rows to measure on")
+    parser.add_argument("--text", metavar="COLUMN", help="column of the sentence, if it is not found by its name")
+    parser.add_argument("--text-pair", metavar="COLUMN", help="column of the second sentence, likewise")
+    parser.add_argument(
+        "--rows", type=int, default=1000, metavar="N", help="the first N rows of the file (default 1000)"
+    )
+    parser.add_argument(
+        "--batch", action="append", type=int, metavar="N", help="a batch size; may be repeated (default 1 and 32)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="passes over the rows (default 5)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="cores of one forward (default 1)")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    arguments = parser.parse_args()
+    if arguments.rows < 1:
+        parser.error(f"--rows {arguments.rows} is under 1")
+    sizes = sorted(set(arguments.batch or [1, 32]))
+    result = measure(arguments, sizes)
+    print("\n".join(table(result["models"], sizes)))
+    if arguments.json:
+        files.write_json(arguments.json, result)
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def measure(arguments: argparse.Namespace, sizes: list[int]) -> dict:
+    """All that the JSON holds."""
+    from ernie_kqat.data.readers import read_examples  # Paddle takes a second to load; --help should not wait for it
+    from ernie_kqat.predictor import Predictor
+
+    examples = read_examples(arguments.data, arguments.text, arguments.text_pair, require_label=False)[: arguments.rows]
+    texts, pairs = [example.text for example in examples], [example.text_pair for example in examples]
+    predictors, encoded, tokens = {}, {}, {}
+    for number, folder in enumerate(arguments.model, 1):
+        name = f"{folder} ({number})" if folder in predictors else folder
+        predictors[name] = Predictor(folder, arguments.threads, allow_unverified=True)
+        if predictors[name].pair and None in pairs:
+            raise UserError(f"{folder}: a model of pairs, and {arguments.data} has no second sentence (--text-pair)")
+        rows = predictors[name].encode(texts, pairs if predictors[name].pair else None)
+        encoded[name] = [(row.input_ids, row.token_type_ids) for row in rows]
+        tokens[name] = sum(len(row.input_ids) for row in rows) / len(rows)
+    found = benchmark.latency_ms(predictors, encoded, sizes, arguments.repeats)
+    return {
+        "data": arguments.data,
+        "rows": len(examples),
+        "repeats": arguments.repeats,
+        "threads": arguments.threads,
+        "machine": benchmark.machine(),
+        "versions": benchmark.versions(),
+        "models": {
+            name: {"engine": predictors[name].manifest["engine"], "mean_tokens": round(tokens[name], 1), **figures}
+            for name, figures in found.items()
+        },
+    }
+
+
+def table(models: dict[str, dict], sizes: list[int]) -> list[str]:
+    """Milliseconds a sentence; one model a line."""
+    titles = {"engine": "engine"}
+    for size in sizes:
+        titles[f"batch_{size}"] = f"batch {size}: ms"
+        if size == 1:
+            titles.update(batch_1_p90="p90", batch_1_p99="p99")
+        titles[f"batch_{size}_spread"] = "spread"
+        titles[f"batch_{size}_per_second"] = "per second"
+    rows = [["model", *titles.values()]]
+    rows += [[name, *(_cell(key, figures[key]) for key in titles)] for name, figures in models.items()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def _cell(key: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    if key.endswith("_spread"):
+        return f"{value:.0%}"
+    return f"{value:.0f}" if key.endswith("_per_second") else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    run_tool(main)
