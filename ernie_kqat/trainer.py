@@ -220,7 +220,8 @@ class Trainer:
         data = self.data
         lines = [
             f"{len(data.train)} train rows, {len(data.dev)} dev rows, labels: {', '.join(data.labels)}",
-            f"cut to Data.max_length {self.settings.Data.max_length}: {data.train.truncated} train, {data.dev.truncated} dev rows",
+            f"cut to Data.max_length {self.settings.Data.max_length}: {data.train.truncated} train,"
+            f" {data.dev.truncated} dev rows",
             f"{self.total_steps} steps ({self.steps_per_epoch} an epoch)",
         ]
         lines += [str(entry) for entry in self.qat.plan] if self.qat else ["fp32: nothing is quantized"]

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
-from ernie_kqat import benchmark, files
+from ernie_kqat import benchmark, cli, files
 from ernie_kqat.errors import UserError, run_tool
 
 EPILOG = """examples:
+  python tools/benchmark.py -c configs/quickstart.yaml
   python tools/benchmark.py --model output/RUN/inference --data dev.tsv
   python tools/benchmark.py --model INT8 --model FP32 --data dev.tsv --repeats 9 --json result.json
 
-DATA is a file (.tsv .csv .jsonl, or .txt with a sentence a line); labels are not needed. The models take turns, pass by
+DATA is a file (.tsv .csv .jsonl, or .txt with a sentence a line) or a folder with a dev file. Labels are not needed. The models take turns, pass by
 pass, so that what else the machine does falls on all of them. Give the same model twice to see the noise.
 `spread` is (slowest pass - fastest pass) / median: smaller differences mean nothing. Tokenization is not included.
 The last line of the output is JSON with all figures, the machine and the versions."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__, EPILOG)
     parser.add_argument(
         "--model",
         action="append",
-        required=True,
         metavar="ARTIFACT",
-        help="a folder of tools/export.py; may be repeated",
+        help="a folder of tools/export.py; may be repeated; default: the one of -c's run",
     )
-    parser.add_argument("--data", required=True, metavar="FILE", help="rows to measure on")
+    parser.add_argument("--data", metavar="DATA", help="rows to measure on; default: -c's dev set")
     parser.add_argument("--text", metavar="COLUMN", help="column of the sentence, if it is not found by its name")
     parser.add_argument("--text-pair", metavar="COLUMN", help="column of the second sentence, likewise")
     parser.add_argument(
@@ -44,6 +43,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rows < 1:
         parser.error(f"--rows {arguments.rows} is under 1")
+    arguments.model = arguments.model or [cli.artifact_of(arguments)]
+    arguments.data = arguments.data or cli.settings(arguments).Data.path
+    if not arguments.data:
+        parser.error("which rows? --data DATA, or -c CONFIG with Data.path")
     sizes = sorted(set(arguments.batch or [1, 32]))
     result = measure(arguments, sizes)
     print("\n".join(table(result["models"], sizes)))
@@ -54,10 +57,13 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, sizes: list[int]) -> dict:
     """All that the JSON holds."""
+    from ernie_kqat.data.dataset import find_file
     from ernie_kqat.data.readers import read_examples  # Paddle takes a second to load; --help should not wait for it
     from ernie_kqat.predictor import Predictor
 
-    examples = read_examples(arguments.data, arguments.text, arguments.text_pair, require_label=False)[: arguments.rows]
+    path = Path(arguments.data)
+    path = find_file(path, "dev", None) if path.is_dir() else path
+    examples = read_examples(path, arguments.text, arguments.text_pair, require_label=False)[: arguments.rows]
     texts, pairs = [example.text for example in examples], [example.text_pair for example in examples]
     predictors, encoded, tokens = {}, {}, {}
     for number, folder in enumerate(arguments.model, 1):
@@ -70,7 +76,7 @@ def measure(arguments: argparse.Namespace, sizes: list[int]) -> dict:
         tokens[name] = sum(len(row.input_ids) for row in rows) / len(rows)
     found = benchmark.latency_ms(predictors, encoded, sizes, arguments.repeats)
     return {
-        "data": arguments.data,
+        "data": str(path),
         "rows": len(examples),
         "repeats": arguments.repeats,
         "threads": arguments.threads,

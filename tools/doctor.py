@@ -20,10 +20,16 @@ COLUMN, WIDTH = 28, 110
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG)
+    parser.add_argument("-c", "--config", metavar="FILE", help="also check that this YAML config is valid")
+    parser.add_argument("-o", "--override", metavar="KEY=VALUE", nargs="+", action="extend", default=[])
     parser.add_argument("--network", action="store_true", help="also check that PaddleNLP's model hub can be reached")
     parser.add_argument("--json", action="store_true", help="one JSON line instead of the table")
     arguments = parser.parse_args()
     found: list[doctor.Check] = []
+    if arguments.config:
+        from ernie_kqat import config  # needs PyYAML, which a broken installation may lack
+
+        config.load(arguments.config, arguments.override)
     for name, check in doctor.checks(REQUIREMENTS, arguments.network):
         if sys.stderr.isatty():
             print(f"checking {name} …\033[K\r", end="", file=sys.stderr, flush=True)

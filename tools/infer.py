@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -11,9 +10,11 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
+from ernie_kqat import cli
 from ernie_kqat.errors import UserError, run_tool
 
 EPILOG = """examples:
+  python tools/infer.py -c configs/quickstart.yaml "a gripping, beautifully acted film"
   python tools/infer.py --model output/RUN/inference "a gripping, beautifully acted film" "a dull film"
   python tools/infer.py --model output/RUN/inference --file sentences.txt > answers.jsonl
   zcat sentences.txt.gz | python tools/infer.py --model output/RUN/inference --file - | head
@@ -31,11 +32,9 @@ MAX_BATCH = 1024
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__, EPILOG)
     parser.add_argument("text", nargs="*", help="the sentences; for a model of pairs: first second first second …")
-    parser.add_argument("--model", required=True, metavar="ARTIFACT", help="a folder made by tools/export.py")
+    parser.add_argument("--model", metavar="ARTIFACT", help="a folder of tools/export.py; default: the one of -c's run")
     parser.add_argument("--file", metavar="FILE", help="read the sentences from FILE; - is standard input")
     parser.add_argument(
         "--logits", action="store_true", help="also print the logits, in the order of the model's labels"
@@ -59,7 +58,7 @@ def main() -> int:
     from ernie_kqat.infer import answer_lines  # Paddle takes a second to load; --help should not wait for it
     from ernie_kqat.predictor import Predictor
 
-    predictor = Predictor(arguments.model, arguments.threads, arguments.allow_unverified)
+    predictor = Predictor(cli.artifact_of(arguments), arguments.threads, arguments.allow_unverified)
     typed = arguments.file == "-" and sys.stdin.isatty()  # whoever types a line waits for its answer
     source = (
         _lines(arguments.file) if arguments.file else contextlib.nullcontext(_given(arguments.text, predictor.pair))

@@ -82,7 +82,7 @@ def load_eval_split(
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        path = _find_file(path, "dev", None)
+        path = find_file(path, "dev", None)
     examples = list(itertools.islice(ExampleReader(path, text, text_pair, label, require_label=False), rows))
     if pair is not None and (examples[0].text_pair is not None) != pair:
         raise UserError(f"{path}: {'one sentence' if pair else 'two sentences'} a row; the task takes {1 + pair}")
@@ -96,7 +96,7 @@ def _open(data: Data, split: str, rows: int | None) -> tuple[Iterable[Example], 
     """The examples of "train" or "dev", and the data set's own labels if it has any."""
     chosen = getattr(data, split)
     if data.path is not None:
-        path = _find_file(Path(data.path).expanduser(), split, chosen)
+        path = find_file(Path(data.path).expanduser(), split, chosen)
         return ExampleReader(path, data.text, data.text_pair, data.label), None
     if data.name is not None:
         named = load_named(data, chosen or split, rows)
@@ -104,7 +104,7 @@ def _open(data: Data, split: str, rows: int | None) -> tuple[Iterable[Example], 
     raise UserError("Data: no path and no name; -o Data.path=DIR (with train and dev files) or -o Data.name=glue/sst-2")
 
 
-def _find_file(folder: Path, split: str, name: str | None) -> Path:
+def find_file(folder: Path, split: str, name: str | None) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder (Data.path)")
     if name is not None:
