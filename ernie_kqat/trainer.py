@@ -90,12 +90,11 @@ class Trainer:
         elif self.qat is not None:
             count = min(self.qat.quant.activation.calibration_batches, len(self._order(0)))
             calibrate(self.model, (self._batch(rows) for rows in self._order(0)[:count]), count)
-        began = time.perf_counter() - self.progress.seconds
+        if not resume and (self.total_steps == 0 or not self.model.new_head):
+            self._evaluate()  # the start is a candidate too: no run returns a model worse on dev than the one it began with
         if self.progress.step < self.total_steps:
             with StopRequest() as stop:
-                self._loop(stop, began)
-        elif self.total_steps == 0:
-            self._evaluate()
+                self._loop(stop, time.perf_counter() - self.progress.seconds)
         return self._summary()
 
     def _loop(self, stop: StopRequest, began: float) -> None:

@@ -142,3 +142,18 @@ def test_uncalibrated_export_names_the_layer(tmp_path, tiny_ernie):
     with pytest.raises(UserError, match=r"layers.0.self_attn.q_proj: its activation range was never set"):
         qat.save_quantized_model(model, str(tmp_path / "m"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_that_read_one_tensor_must_agree_on_its_range(tmp_path, tiny_ernie):
+    """q, k and v share one quantize operator in the program; two ranges for it would be silently one."""
+    rules = [["k_proj", {"activation": {"moving_rate": 0.5}}]]
+    model = load_classifier(str(tiny_ernie), 2)
+    qat = KurtosisQAT({"layers": rules})
+    qat.quantize(model)
+    model.eval()
+    for seed in (0, 1):
+        ids = np.random.default_rng(seed).integers(5, 90, (8, 11))
+        calibrated(model, paddle.to_tensor(ids), paddle.to_tensor(np.zeros_like(ids)))
+    with pytest.raises(UserError, match="read the same tensor have different activation ranges"):
+        qat.save_quantized_model(model, str(tmp_path / "m"))
+    assert list(tmp_path.iterdir()) == []

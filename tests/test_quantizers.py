@@ -99,6 +99,28 @@ def test_activation_range_is_the_bias_corrected_moving_average(bits):
     np.testing.assert_allclose(quantizer.step().numpy(), [step], rtol=1e-6)  # evaluation moves nothing
 
 
+def test_activation_range_of_least_squared_error_is_fixed_after_calibration():
+    quantizer = activation_quantizer(range="mse", calibration_batches=3, bits=4)
+    quantizer.train()
+    rng, found = np.random.default_rng(3), []
+    for _ in range(3):
+        x = rng.standard_normal((4, 6, 32)).astype(np.float32)
+        found.append(numeric.mse_range(x.reshape(-1, 1), 4, "tensor")[0])
+        quantizer(paddle.to_tensor(x))
+    quantizer(paddle.to_tensor(x * 50))
+    np.testing.assert_allclose(quantizer.step().numpy() * 7, [np.mean(found)], rtol=1e-5)
+
+
+def test_the_sample_for_a_range_sees_every_feature():
+    """384 features, 2^18 values: a stride that divides 384 would never meet the one feature that matters."""
+    quantizer = activation_quantizer(range="mse", calibration_batches=1)
+    quantizer.train()
+    x = np.random.default_rng(4).standard_normal((683, 384)).astype(np.float32) * 0.01
+    x[:, 5] = 8.0
+    quantizer(paddle.to_tensor(x))
+    assert float(quantizer.step()) * 127 > 4
+
+
 def test_uncalibrated_activation_is_refused():
     quantizer = activation_quantizer()
     quantizer.eval()

@@ -14,8 +14,9 @@ EPILOG = """examples:
   python tools/benchmark.py --model output/RUN/inference --data dev.tsv
   python tools/benchmark.py --model INT8 --model FP32 --data dev.tsv --repeats 9 --json result.json
 
-DATA is a file (.tsv .csv .jsonl, or .txt with a sentence a line) or a folder with a dev file. Labels are not needed. The models take turns, pass by
-pass, so that what else the machine does falls on all of them. Give the same model twice to see the noise.
+DATA is a file (.tsv .csv .jsonl, or .txt with a sentence a line) or a folder with a dev file. Labels are not needed. The
+models take turns, pass by pass, so that what else the machine does falls on all of them. Give the same model twice to see
+the noise.
 `spread` is (slowest pass - fastest pass) / median: smaller differences mean nothing. Tokenization is not included.
 The last line of the output is JSON with all figures, the machine and the versions."""
 
