@@ -57,7 +57,7 @@ def restore_run(run: str | Path, fp32: str | None = None) -> Restored:
         load_quantizer_buffers(restored.model, run_folder.read_quantizers(best))
     start = settings.Model.name_or_path
     if fp32 is None:
-        fp32 = start if Path(start).is_dir() and folder_labels(Path(start)) == restored.labels else str(best)
+        fp32 = start if _is_classifier(Path(start), restored.labels) else str(best)
     return replace(restored, fp32=fp32)
 
 
@@ -69,6 +69,13 @@ def restore_folder(folder: str | Path, data: Data | None = None) -> Restored:
         raise UserError(f"{folder}: an encoder without a classifier; fine-tune it first (tools/train.py)")
     model.eval()
     return Restored(model, Path(folder), labels, data or Data(), None, str(folder))
+
+
+def _is_classifier(folder: Path, labels: list[str]) -> bool:
+    """Whether a folder holds a model that was fine-tuned for these labels, and not an encoder to begin from."""
+    if not folder.is_dir() or folder_labels(folder) != labels:
+        return False
+    return not loading.load_classifier(str(folder), len(labels)).new_head
 
 
 def folder_labels(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from ernie_kqat.home import home
 
 sys.path.insert(0, str(Path(__file__).parent))
+from artifacts import make_artifact
 from tiny_ernie import make_tiny_ernie, make_tiny_task
 
 
@@ -43,3 +45,30 @@ def tiny_ernie(tmp_path_factory) -> Path:
 def tiny_task(tmp_path_factory) -> Path:
     """256 train and 64 dev rows of toy sentiment; read only."""
     return make_tiny_task(tmp_path_factory.mktemp("tiny") / "task")
+
+
+@pytest.fixture(scope="session")
+def tiny_int8(tiny_ernie, tmp_path_factory) -> Path:
+    """The tiny ERNIE as an INT8 artifact; read only."""
+    return make_artifact(tmp_path_factory.mktemp("tiny") / "int8", tiny_ernie)
+
+
+@pytest.fixture(scope="session")
+def tiny_fp32(tiny_ernie, tmp_path_factory) -> Path:
+    """The tiny ERNIE as an fp32 artifact; read only."""
+    return make_artifact(tmp_path_factory.mktemp("tiny") / "fp32", tiny_ernie, "fp32")
+
+
+@pytest.fixture
+def tool(monkeypatch, capfd):
+    """Run tools/NAME.py in this process; returns (exit code, stdout, stderr)."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(Path(__file__).parents[1] / "tools" / f"{name}.py"), run_name="__main__")
+        out, err = capfd.readouterr()
+        return end.value.code, out, err
+
+    return run

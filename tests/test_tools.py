@@ -12,24 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tiny_ernie import make_tiny_ernie
 
 ROOT = Path(__file__).parents[1]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "venv")
-
-
-@pytest.fixture
-def tool(monkeypatch, capfd):
-    """Run tools/NAME.py in this process; returns (exit code, stdout, stderr)."""
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
-        out, err = capfd.readouterr()
-        return end.value.code, out, err
-
-    return run
 
 
 def write_config(path, tiny_ernie, tiny_task, output, **changes):
@@ -103,6 +89,29 @@ def test_ptq_of_a_plain_folder(done, tool, tmp_path, tiny_task, granularity):
     assert code == 0, out
     assert manifest["quantization"]["weight"]["granularity"] == granularity
     assert manifest["verification"]["samples"] == 64
+
+
+def test_a_run_from_an_encoder_is_compared_with_its_own_fp32_weights(tool, tmp_path, tiny_task):
+    """Labels 0 and 1 are also what an encoder without a classifier would seem to have."""
+    encoder = make_tiny_ernie(tmp_path / "encoder", head=False)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        text = (tiny_task / name).read_text(encoding="utf-8").replace("negative", "0").replace("positive", "1")
+        (data / name).write_text(text, encoding="utf-8")
+    config = write_config(tmp_path / "c.yaml", encoder, data, tmp_path / "run")
+    assert tool("train", "-c", config)[0] == 0
+    assert tool("export", "-c", config)[0] == 0
+    manifest = json.loads((tmp_path / "run/inference/manifest.json").read_text())
+    assert manifest["labels"] == ["0", "1"]
+    assert manifest["verification"]["fp32_model"] == str(tmp_path / "run/best_model")
+
+
+def test_an_export_is_verified_on_plain_sentences_too(tool, tmp_path, done):
+    (tmp_path / "s.txt").write_text("a good film\na very dull story\nthe plot was fine\n", encoding="utf-8")
+    code, out, _ = tool("export", "--run", done / "run", "--output", tmp_path / "a", "--verify", tmp_path / "s.txt")
+    found = json.loads((tmp_path / "a/manifest.json").read_text())["verification"]
+    assert (code, found["samples"], found["deployed_accuracy"]) == (0, 3, None)
 
 
 def test_a_refused_export_is_marked_and_replaces_nothing(done, tool, tmp_path):
