@@ -114,12 +114,9 @@ def test_head_may_close_the_pipe(tiny_int8):
     """Endless input: it ends, and without a traceback, only because the reader goes away."""
     command = [sys.executable, str(TOOL), "--model", str(tiny_int8), "--file", "-", "--batch", "1"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    with (
-        subprocess.Popen(["yes", "电影"], stdout=subprocess.PIPE) as source,
-        subprocess.Popen(
-            command, stdin=source.stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-        ) as tool,
-    ):
+    pipe = subprocess.PIPE
+    source = subprocess.Popen(["yes", "电影"], stdout=pipe)
+    with source, subprocess.Popen(command, stdin=source.stdout, stdout=pipe, stderr=pipe, env=environment) as tool:
         source.stdout.close()
         assert json.loads(tool.stdout.readline())["text"] == "电影"
         tool.stdout.close()
