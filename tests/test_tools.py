@@ -108,7 +108,7 @@ def test_a_run_from_an_encoder_is_compared_with_its_own_fp32_weights(tool, tmp_p
 
 def test_an_export_is_verified_on_plain_sentences_too(tool, tmp_path, done):
     (tmp_path / "s.txt").write_text("a good film\na very dull story\nthe plot was fine\n", encoding="utf-8")
-    code, out, _ = tool("export", "--run", done / "run", "--output", tmp_path / "a", "--verify", tmp_path / "s.txt")
+    code, _, _ = tool("export", "--run", done / "run", "--output", tmp_path / "a", "--verify", tmp_path / "s.txt")
     found = json.loads((tmp_path / "a/manifest.json").read_text())["verification"]
     assert (code, found["samples"], found["deployed_accuracy"]) == (0, 3, None)
 

@@ -13,6 +13,7 @@ from ..data.batching import collate
 from ..data.dataset import Split
 from ..errors import UserError
 from ..evaluate import accuracy, comparison, logits_of
+from ..machine import machine
 from ..predictor import Predictor
 from ..restore import Restored
 from .int8_ops import int8_ops_run
@@ -43,6 +44,7 @@ def verify(restored: Restored, split: Split, folder: Path, fp32_folder: Path, li
     passed = near["agreement"] >= limits.min_agreement and near["rms_over_std"] <= limits.max_rms_over_std
     return {
         "passed": bool(passed),
+        "machine": machine(),  # without VNNI oneDNN computes other numbers: it holds for CPUs that have it
         "data": split.name,
         "samples": len(split),
         **near,
