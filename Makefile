@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: venv quickstart test test-all lint lock clean
 
 venv:
-	@$(PYTHON) tools/venv.py
+	@$(PYTHON) tools/make_venv.py
 
 quickstart: venv
 	$(BIN)/python tools/quickstart.py

@@ -14,7 +14,7 @@ import yaml
 from tiny_ernie import make_tiny_ernie
 
 ROOT = Path(__file__).parents[1]
-TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "venv")
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "make_venv")
 
 
 def write_config(path, tiny_ernie, tiny_task, output, **changes):
