@@ -24,7 +24,7 @@ def test_mse_range_is_as_good_as_brute_force(bits):
     error = np.square(WEIGHT - numeric.integers(WEIGHT, step, numeric.qmax(bits)) * step).sum(0)
     best = np.array([brute_force_error(WEIGHT[:, column].astype(np.float64), bits) for column in range(20)])
     assert np.mean(error / best) < 1.05
-    assert np.max(error / best) < 1.3  # 2000 candidates of brute force may fit 48 values by luck; 40 and Lloyd's need not
+    assert np.max(error / best) < 1.3  # the 2000 candidates of brute force may fit 48 values by luck
 
 
 def test_mse_range_per_tensor_survives_an_outlier():
