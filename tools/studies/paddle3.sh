@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 artifact=$1 sentences=$2 other=build/paddle3
+mkdir -p build
 if [ ! -x "$other/bin/python" ]; then
   python3 -m venv "$other"
   "$other/bin/pip" install --quiet --disable-pip-version-check paddlepaddle==3.3.1 "numpy<2" tokenizers==0.20.3 tqdm setuptools
