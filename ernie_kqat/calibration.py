@@ -8,7 +8,12 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
+from .data.batching import collate, epoch_batches
+from .data.dataset import Split
 from .quantizers import ActivationQuantizer
+from .restore import Restored
+
+BATCH_SIZE = 32
 
 
 @paddle.no_grad()
@@ -28,3 +33,11 @@ def calibrate(model: paddle.nn.Layer, batches: Iterable[dict[str, np.ndarray]], 
         observer.eval()
     if training:
         model.train()
+
+
+def calibrate_rows(restored: Restored, rows: Split, seed: int) -> None:
+    """Set the activation ranges of a quantized model folder from the first batches of shuffled rows (PTQ)."""
+    assert restored.quant is not None
+    order = epoch_batches([len(ids) for ids in rows.input_ids], BATCH_SIZE, seed, epoch=0)
+    order = order[: restored.quant.activation.calibration_batches]
+    calibrate(restored.model, (collate(rows, batch, restored.pad_token_id) for batch in order), len(order))

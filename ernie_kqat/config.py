@@ -124,6 +124,9 @@ class Train:
         None, 1, 10**9, "optimizer steps between checkpoints; default: at each evaluation"
     )
     eval_batch_size: int = number(64, 1, 10**5)
+    select: Literal["best", "last"] = option(
+        "best", "which model becomes best_model/: the best on dev (the start is a candidate), or the last step's"
+    )
 
 
 @dataclass(frozen=True)

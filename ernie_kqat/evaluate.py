@@ -35,6 +35,12 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log softmax(logits)[label]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
+
+
 def comparison(logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """How near two sets of logits are: share of equal labels, and rms difference over the reference's std."""
     difference = np.sqrt(np.mean(np.square(logits.astype(np.float64) - reference)))

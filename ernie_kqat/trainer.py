@@ -251,14 +251,14 @@ class Trainer:
         return accuracy(logits, self.dev_labels)
 
     def _evaluate(self) -> None:
-        """Dev accuracy; the best model is written when it is beaten."""
+        """Dev accuracy; best_model/ is written when it is beaten, or always (Train.select)."""
         progress = self.progress
         progress.accuracy = self._accuracy("evaluate")
         self.folder.line(f"[EVAL] step: {progress.step}, accuracy: {progress.accuracy:.4f}")
         self.folder.metric({"step": progress.step, "eval_accuracy": progress.accuracy})
         if self.visualdl:
             self.visualdl.add_scalar("EVAL/accuracy", progress.accuracy, progress.step)
-        if progress.accuracy > progress.best_accuracy:
+        if self.settings.Train.select == "last" or progress.accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_step = progress.accuracy, progress.step
             with files.replacing_folder(self.folder.best) as new:
                 loading.save_classifier(self.model, self.vocabulary, new, self.data.labels)
@@ -298,7 +298,7 @@ class Trainer:
                 files.write_json(self.folder.path / "kurtosis.json", method.report())
         files.write_json(self.folder.path / run_folder.SUMMARY, summary)
         self.folder.line(
-            f"best dev accuracy {progress.best_accuracy:.4f} at step {progress.best_step}: {self.folder.best}"
+            f"{self.settings.Train.select} dev accuracy {progress.best_accuracy:.4f} at step {progress.best_step}: {self.folder.best}"
         )
         return summary
 

@@ -12,8 +12,7 @@ import numpy as np
 import paddle
 
 from .. import __version__, artifact, config, files, run_folder
-from ..calibration import calibrate
-from ..data.batching import collate, epoch_batches
+from ..calibration import calibrate_rows
 from ..data.dataset import Split, load_eval_split
 from ..errors import UserError
 from ..restore import Restored, restore_folder, restore_run
@@ -22,7 +21,6 @@ from . import program
 from .verify import verify
 
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
-CALIBRATION_BATCH = 32
 
 
 def export_run(
@@ -60,9 +58,7 @@ def export_folder(
     tokenizer = load_tokenizer(restored.vocabulary)
     rows = _split(_train_file(Path(calibration)), tokenizer, restored)
     restored = restored.quantized(quant)
-    order = epoch_batches([len(ids) for ids in rows.input_ids], CALIBRATION_BATCH, seed, epoch=0)
-    order = order[: quant.activation.calibration_batches]
-    calibrate(restored.model, (collate(rows, batch, restored.pad_token_id) for batch in order), len(order))
+    calibrate_rows(restored, rows, seed)
     split = _split(Path(data or calibration), tokenizer, restored, rows=limits.samples)
     return export(restored, split, tokenizer, output, limits)
 

@@ -47,6 +47,18 @@ def integers(weight: np.ndarray, step: np.ndarray, largest: int) -> np.ndarray:
     return np.rint(np.clip(np.asarray(weight, np.float32) * (np.float32(1) / step), -largest, largest))
 
 
+def on_grid(weight: np.ndarray, step: np.ndarray, largest: int) -> np.ndarray:
+    """The weight on its grid: step x integers, float32."""
+    return integers(weight, step, largest) * np.asarray(step, np.float32)
+
+
+def sqnr_db(weight: np.ndarray, quantized: np.ndarray) -> float:
+    """Signal to quantization noise, 10 log10(sum w^2 / sum (w - q)^2), in dB; inf where nothing was lost."""
+    weight = np.asarray(weight, np.float64)
+    noise = np.square(weight - quantized).sum()
+    return float(10 * np.log10(np.square(weight).sum() / noise)) if noise > 0 else float("inf")
+
+
 def _squared_error(weight: np.ndarray, step: np.ndarray, largest: int, axis: int | None) -> np.ndarray:
     return np.atleast_1d(np.square(weight - integers(weight, step, largest) * step).sum(axis=axis, dtype=np.float64))
 
