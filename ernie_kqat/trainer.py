@@ -298,7 +298,8 @@ class Trainer:
                 files.write_json(self.folder.path / "kurtosis.json", method.report())
         files.write_json(self.folder.path / run_folder.SUMMARY, summary)
         self.folder.line(
-            f"{self.settings.Train.select} dev accuracy {progress.best_accuracy:.4f} at step {progress.best_step}: {self.folder.best}"
+            f"{self.settings.Train.select} dev accuracy {progress.best_accuracy:.4f} at step {progress.best_step}:"
+            f" {self.folder.best}"
         )
         return summary
 

@@ -39,7 +39,7 @@ class Workbench:
     def __init__(self, restored: Restored, split: Split):
         if split.labels is None:
             raise UserError("the rows have no labels to compare with")
-        self.restored, self.split = restored, split
+        self.restored, self.split, self.labels = restored, split, split.labels
         self.layers = quantized_linears(restored.model)
         self.weights = {name: layer.weight.numpy() for name, layer in self.layers.items()}
         self.bits = {name: layer._fake_quant_weight.bits for name, layer in self.layers.items()}
@@ -87,8 +87,8 @@ class Workbench:
 
     def _score(self, logits: np.ndarray) -> Score:
         near = comparison(logits, self.logits)
-        labels = self.split.labels
-        return Score(accuracy(logits, labels), cross_entropy(logits, labels), near["agreement"], near["rms_over_std"])
+        right, loss = accuracy(logits, self.labels), cross_entropy(logits, self.labels)
+        return Score(right, loss, near["agreement"], near["rms_over_std"])
 
 
 def open_workbench(
