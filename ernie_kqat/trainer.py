@@ -78,6 +78,8 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * settings.Train.epochs
         if settings.Train.max_steps is not None:
             self.total_steps = min(self.total_steps, settings.Train.max_steps)
+        for method in self.methods:
+            method.start(self.total_steps)
         self.scheduler = paddle.optimizer.lr.LambdaDecay(settings.Train.learning_rate, self._learning_rate_share)
         self.optimizer = self._make_optimizer()
 

@@ -1,4 +1,4 @@
-"""Methods: what is added to training. One file a method; file name = config key under `Slim`; fields = its options."""
+"""Methods: what is added to training. One file (or folder) a method; its name = config key under `Slim`; fields = its options."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ class Method:
 
     def attach(self, model, pretrained: Callable[[], Mapping[str, np.ndarray]]) -> None:
         """Once, before the optimizer is made. `pretrained()` gives the original weight matrices by parameter name."""
+
+    def start(self, total_steps: int) -> None:
+        """Once, before the first step: how many optimizer steps the whole training has."""
 
     def loss_terms(self, batch: Any, outputs: Any) -> dict:
         """Weighted terms to add to the task loss, by name; called once for each forward."""
