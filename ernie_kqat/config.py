@@ -75,16 +75,23 @@ class WeightQuant:
     quantizer: str = option("minmax", "a file of ernie_kqat/quantizers")
     bits: int = number(8, 2, 8, "signed and symmetric: integers in ±(2^(bits-1) - 1)")
     granularity: Literal["channel", "tensor"] = option("channel", "one step per output channel, or one per tensor")
-    range: Literal["absmax", "mse"] = option("absmax", "range by the largest weight, or by least squares")
+    range: Literal["absmax", "mse", "percentile", "learned"] = option(
+        "absmax", "by the largest weight, by least squares, by a percentile of |w|, or trained from least squares on"
+    )
+    percentile: float = number(99.9, 50.0, 100.0, "of |w| (range: percentile)")
+    range_lr: float = number(100.0, 0.0, 1e6, "learning rate of log(range), as a multiple (range: learned)")
 
 
 @dataclass(frozen=True)
 class ActivationQuant:
     bits: int = number(8, 2, 8, "signed; per tensor")
-    range: Literal["moving_average", "mse"] = option(
+    range: Literal["moving_average", "mse", "percentile", "learned"] = option(
         "moving_average",
-        "of max|x| over training batches, or the range of least squared error, fixed after calibration",
+        "of max|x| over training batches; or fixed after calibration: least squares, or a percentile of |x|; or trained from"
+        " least squares on",
     )
+    percentile: float = number(99.99, 50.0, 100.0, "of |x| (range: percentile)")
+    range_lr: float = number(100.0, 0.0, 1e6, "learning rate of log(range), as a multiple (range: learned)")
     moving_rate: float = number(0.9, 0.0, 1.0, "decay of the moving average of max|x| (PaddleSlim's name)")
     calibration_batches: int = number(
         20, 1, 10**6, "train batches that set the ranges before training (or instead: PTQ)"

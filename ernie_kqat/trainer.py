@@ -29,7 +29,7 @@ from .qat import KurtosisQAT
 from .quantizers.attach import quantizer_buffers
 from .tokenizer import load_tokenizer
 
-NO_DECAY = ("bias", "norm")
+NO_DECAY = ("bias", "norm", "log_range")
 
 
 @dataclass

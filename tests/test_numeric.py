@@ -47,11 +47,25 @@ def test_ranges_take_the_output_channel():
     assert numeric.absmax_range(wide, "tensor").tolist() == [20.0]
 
 
+def test_percentile_range_is_numpys_percentile():
+    found = numeric.percentile_range(WEIGHT, 90.0, "channel")
+    np.testing.assert_allclose(found, np.percentile(np.abs(WEIGHT), 90.0, axis=0), rtol=1e-6)
+    sparse = np.zeros((1000, 1), np.float32)
+    sparse[0] = 5.0
+    assert numeric.percentile_range(sparse, 90.0, "channel") == pytest.approx([0.05])  # never zero
+
+
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 def test_all_zero_weights_have_a_range(granularity):
     zero = np.zeros((4, 3), np.float32)
     assert (numeric.absmax_range(zero, granularity) == 1).all()
     assert (numeric.mse_range(zero, 4, granularity) > 0).all()
+    assert (numeric.percentile_range(zero, 99.0, granularity) > 0).all()
+
+
+def test_sqnr_is_in_decibels():
+    assert numeric.sqnr_db(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == pytest.approx(20.0)
+    assert numeric.sqnr_db(np.ones(3), np.ones(3)) == np.inf
 
 
 def test_integers_round_half_to_even_and_clip():

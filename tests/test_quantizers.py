@@ -23,7 +23,7 @@ def weight_quantizer(name="minmax", **options):
 @pytest.mark.parametrize("name", WEIGHT_QUANTIZERS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
-@pytest.mark.parametrize("range_", ["absmax", "mse"])
+@pytest.mark.parametrize("range_", ["absmax", "mse", "percentile", "learned"])
 def test_weight_contract(name, bits, granularity, range_):
     quantizer, weight = weight_quantizer(name, bits=bits, granularity=granularity, range=range_)
     q, step = quantizer.integers(weight)
@@ -33,13 +33,16 @@ def test_weight_contract(name, bits, granularity, range_):
     simulated = quantizer(weight).numpy()
     np.testing.assert_array_equal(simulated, q.astype(np.float32) * step)  # deployed integers ARE the simulation
     assert all(len(np.unique(simulated[:, c])) <= 2**bits for c in range(CHANNELS))
-    ranges = (
-        numeric.mse_range(VALUES, bits, granularity) if range_ == "mse" else numeric.absmax_range(VALUES, granularity)
-    )
+    ranges = {
+        "absmax": lambda: numeric.absmax_range(VALUES, granularity),
+        "percentile": lambda: numeric.percentile_range(VALUES, 99.9, granularity),
+        "mse": lambda: numeric.mse_range(VALUES, bits, granularity),
+        "learned": lambda: numeric.mse_range(VALUES, bits, granularity),  # where it begins
+    }[range_]()
     np.testing.assert_allclose(step * numeric.qmax(bits), ranges, rtol=1e-6)
 
 
-@pytest.mark.parametrize("range_", ["absmax", "mse"])
+@pytest.mark.parametrize("range_", ["absmax", "mse", "percentile", "learned"])
 def test_stable_after_many_forwards(range_):
     quantizer, weight = weight_quantizer(bits=4, range=range_)
     first = quantizer(weight).numpy()
@@ -67,6 +70,37 @@ def test_gradient_passes_straight_through():
     grad = np.random.default_rng(1).standard_normal(VALUES.shape).astype(np.float32)
     (quantizer(weight) * paddle.to_tensor(grad)).sum().backward()
     np.testing.assert_array_equal(weight.grad.numpy(), grad)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_learned_range_has_the_gradient_of_lsq(granularity):
+    quantizer, weight = weight_quantizer(bits=3, granularity=granularity, range="learned")
+    grad = np.random.default_rng(1).standard_normal(VALUES.shape)
+    (quantizer(weight) * paddle.to_tensor(grad.astype(np.float32))).sum().backward()
+    groups = 1 if granularity == "tensor" else CHANNELS
+    range_ = numeric.mse_range(VALUES, 3, granularity).astype(np.float64)
+    ratio = VALUES / (range_ / 3)
+    inside = np.abs(ratio) <= 3
+    slope = np.where(inside, np.rint(ratio) - ratio, 3 * np.sign(ratio)) * grad
+    by_step = slope.reshape(-1, groups).sum(0) / np.sqrt(VALUES.size / groups * 3)
+    np.testing.assert_allclose(quantizer.log_range.grad.numpy(), by_step * range_ / 3, rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(weight.grad.numpy(), np.where(inside, grad, 0).astype(np.float32))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_learned_range_comes_to_minimize_the_loss(bits):
+    """Loss: squared error. From a range twice too wide, the trained range comes to the best one's error."""
+    quantizer, weight = weight_quantizer(bits=bits, granularity="tensor", range="learned", range_lr=1.0)
+    weight.stop_gradient = True
+    best = float(((quantizer(weight) - weight) ** 2).sum())
+    quantizer.log_range.set_value(quantizer.log_range + np.float32(np.log(2)))
+    optimizer = paddle.optimizer.Adam(0.01, parameters=quantizer.parameters())
+    for _ in range(150):
+        loss = ((quantizer(weight) - weight) ** 2).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    assert float(loss) < 1.1 * best
 
 
 def test_on_grid_rounds_half_to_even_and_saturates_like_the_engine():
@@ -109,6 +143,30 @@ def test_activation_range_of_least_squared_error_is_fixed_after_calibration():
         quantizer(paddle.to_tensor(x))
     quantizer(paddle.to_tensor(x * 50))
     np.testing.assert_allclose(quantizer.step().numpy() * 7, [np.mean(found)], rtol=1e-5)
+
+
+def test_a_percentile_of_the_activation_is_fixed_after_calibration():
+    quantizer = activation_quantizer(range="percentile", percentile=99.0, calibration_batches=2)
+    quantizer.train()
+    rng, found = np.random.default_rng(3), []
+    for _ in range(3):
+        x = rng.standard_normal((4, 6, 32)).astype(np.float32)
+        found.append(np.percentile(np.abs(x), 99.0))
+        quantizer(paddle.to_tensor(x))
+    np.testing.assert_allclose(quantizer.step().numpy() * 127, [np.mean(found[:2])], rtol=1e-5)
+
+
+def test_a_learned_activation_range_begins_at_the_calibrated_one_and_is_trained():
+    quantizer = activation_quantizer(range="learned", calibration_batches=1, bits=4, range_lr=1.0)
+    quantizer.train()
+    x = paddle.to_tensor(np.random.default_rng(3).standard_normal((4, 6, 32)).astype(np.float32))
+    begin = numeric.mse_range(x.numpy().reshape(-1, 1), 4, "tensor")
+    quantizer(x)
+    np.testing.assert_allclose(quantizer.step().numpy() * 7, begin, rtol=1e-5)
+    optimizer = paddle.optimizer.Adam(0.01, parameters=quantizer.parameters())
+    quantizer(x * 4).sum().backward()
+    optimizer.step()
+    assert quantizer.step().numpy() * 7 != pytest.approx(begin, rel=1e-3)
 
 
 def test_the_sample_for_a_range_sees_every_feature():

@@ -31,6 +31,13 @@ KURTOSIS = {
     "quant": {"weight": {"bits": 4, "range": "mse"}},
     "kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"},
 }
+LEARNED = {
+    "quant": {
+        "weight": {"bits": 4, "range": "learned", "range_lr": 1},
+        "activation": {"range": "learned", "range_lr": 1},
+    },
+    "kurtosis": {"targets": {"anneal": 2.0}, "granularity": "channel", "balance": 0.2, "every": 2},
+}
 
 
 def weights_of(run):
@@ -43,7 +50,7 @@ def same(first, second):
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
-@pytest.mark.parametrize("slim", [None, QAT, KURTOSIS], ids=["fp32", "qat", "kurtosis"])
+@pytest.mark.parametrize("slim", [None, QAT, KURTOSIS, LEARNED], ids=["fp32", "qat", "kurtosis", "learned"])
 def test_it_learns_and_leaves_a_whole_run_folder(tmp_path, tiny_ernie, tiny_task, slim):
     summary = train(settings(tmp_path, tiny_ernie, tiny_task, Slim=slim))
     run = tmp_path / "run"
@@ -51,7 +58,7 @@ def test_it_learns_and_leaves_a_whole_run_folder(tmp_path, tiny_ernie, tiny_task
     assert summary["steps"] == 16
     expected = {"resolved.yaml", "plan.txt", "train.log", "metrics.jsonl", "summary.json", "best_model", "latest"}
     assert expected <= {path.name for path in run.iterdir()}
-    assert (run / "kurtosis.json").exists() == (slim is KURTOSIS)
+    assert (run / "kurtosis.json").exists() == ("kurtosis" in (slim or {}))
     model = ErnieForSequenceClassification.from_pretrained(str(run / "best_model"))
     assert ErnieTokenizer.from_pretrained(str(run / "best_model")).vocab_size == model.config.vocab_size
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -66,6 +73,28 @@ def test_the_restored_best_model_gives_the_accuracy_that_was_logged(tmp_path, ti
     assert restore_run(tmp_path / "run").quant.weight.bits == 4
     found = evaluate_any(tmp_path / "run", tiny_task, config.Data())
     assert (found["kind"], found["accuracy"]) == ("run", summary["best_accuracy"])
+
+
+def test_select_last_keeps_the_last_model_and_not_the_best(tmp_path, tiny_ernie, tiny_task):
+    """A learning rate that destroys the model after a good start."""
+    for select in ("best", "last"):
+        destroys = {"epochs": 1, "learning_rate": 1.0, "max_grad_norm": 0, "select": select}
+        made = settings(tmp_path, tiny_ernie, tiny_task, select, Train=destroys)
+        train(made)
+    stored = {select: restore_run(tmp_path / select).model.classifier.weight.numpy() for select in ("best", "last")}
+    last = weights_of(tmp_path / "last")["model/classifier.weight"]
+    np.testing.assert_array_equal(stored["last"], last)
+    assert (stored["best"] != last).any()
+
+
+@pytest.mark.parametrize("slim", [KURTOSIS, LEARNED], ids=["kurtosis", "learned"])
+def test_what_was_trained_is_what_is_exported(tmp_path, tiny_ernie, tiny_task, slim):
+    from ernie_kqat.export.exporter import export_run
+
+    train(settings(tmp_path, tiny_ernie, tiny_task, Slim=slim))
+    found = export_run(str(tmp_path / "run"), str(tmp_path / "out"), config.Export())["verification"]
+    assert found["passed"]
+    assert found["agreement"] >= 0.98
 
 
 def test_ptq_is_zero_epochs(tmp_path, tiny_ernie, tiny_task):
@@ -84,7 +113,7 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, tiny_ernie, tiny_
     assert any((first[name] != third[name]).any() for name in first)
 
 
-@pytest.mark.parametrize("slim", [None, QAT, KURTOSIS], ids=["fp32", "qat", "kurtosis"])
+@pytest.mark.parametrize("slim", [None, QAT, KURTOSIS, LEARNED], ids=["fp32", "qat", "kurtosis", "learned"])
 def test_an_interrupted_run_resumes_exactly(tmp_path, tiny_ernie, tiny_task, slim, monkeypatch):
     accumulate = {"accumulate": 2, "epochs": 3}
     train(settings(tmp_path, tiny_ernie, tiny_task, "whole", Slim=slim, Train=accumulate))

@@ -74,8 +74,8 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         new, plain = Path(scratch, "new"), Path(scratch, "fp32")
-        _write(restored, tokenizer, split, new)
-        _write(restore_folder(restored.fp32, restored.data), tokenizer, split, plain)
+        write_unverified(restored, tokenizer, split, new)
+        write_unverified(restore_folder(restored.fp32, restored.data), tokenizer, split, plain)
         verification = verify(restored, split, new, plain, limits)
         manifest = artifact.read_manifest(new)
         manifest["verification"] = verification
@@ -87,7 +87,7 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     return {**manifest, "folder": str(target)}
 
 
-def _write(restored: Restored, tokenizer, split: Split, folder: Path) -> None:
+def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path) -> None:
     """An artifact folder, not yet verified."""
     folder.mkdir()
     stem = folder / Path(artifact.MODEL).stem

@@ -6,6 +6,7 @@ A file defines one subclass of `WeightQuantizer` and/or of `ActivationQuantizer`
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from typing import Any
 
@@ -42,6 +43,32 @@ class StraightThrough(PyLayer):
     @staticmethod
     def backward(ctx, grad):
         return grad
+
+
+class LearnedStep(PyLayer):
+    """`on_grid` forward; backward as in LSQ (arXiv 1902.08153, equations 3 and 5): x passes inside the range only, and
+
+        dQ/dstep = round(x / step) - x / step inside, low or high outside,   times 1 / sqrt(N qmax)
+
+    summed over what shares the step; N: how many values that is. The factor keeps steps from filling the clipped norm.
+    """
+
+    @staticmethod
+    def forward(ctx, x, step, low, high):
+        quantized = on_grid(x, step, low, high)
+        ctx.save_for_backward(x, step, quantized)
+        ctx.bounds, ctx.frozen = (low, high), x.stop_gradient
+        return quantized
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, step, quantized = ctx.saved_tensor()
+        low, high = ctx.bounds
+        ratio = x / step
+        inside = paddle.logical_and(ratio >= low, ratio <= high).astype(x.dtype)
+        slope = grad * (quantized / step - ratio * inside)
+        total = slope.sum(axis=0) if step.size > 1 else slope.sum().reshape([1])
+        return None if ctx.frozen else grad * inside, total * (1.0 / math.sqrt(x.size / step.size * high))
 
 
 class Quantizer(paddle.nn.Layer):
@@ -88,6 +115,9 @@ class ActivationQuantizer(Quantizer):
         self.bits = options.bits
         self.high = numeric.qmax(options.bits)
         self.low = -self.high - 1
+
+    def share(self, other: ActivationQuantizer) -> None:
+        """Use the trained parameters of `other`, which reads the same tensor by the same rule."""
 
     def calibrated(self) -> bool:
         """Whether the range was ever set."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..errors import UserError
 from . import ActivationQuantizer, WeightQuantizer, find
 
 KEY = "Slim.quant.layers"
+SAME_INPUT = re.compile(r"^(.*\.self_attn)\.[qkv]_proj$")  # they read one tensor, which the engine quantizes once
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,15 @@ def mark_skipped(model: paddle.nn.Layer, plan: list[LayerPlan]) -> None:
 def fill_slots(model: paddle.nn.Layer, plan: list[LayerPlan]) -> None:
     """Put the planned quantizers into the two slots of each of PaddleSlim's QuantizedLinears."""
     layers = dict(model.named_sublayers())
+    siblings: dict[tuple, ActivationQuantizer] = {}
     for entry in plan:
         if entry.weight is not None:
             layer = layers[entry.name]
             layer._fake_quant_weight = find(entry.weight.quantizer, WeightQuantizer)(entry.weight, layer.weight)
             layer._fake_quant_input = find("minmax", ActivationQuantizer)(entry.activation)
+            same = SAME_INPUT.match(entry.name)
+            if same:
+                layer._fake_quant_input.share(siblings.setdefault((same[1], entry.activation), layer._fake_quant_input))
 
 
 def quantized_linears(model: paddle.nn.Layer) -> dict[str, QuantizedLinear]:

@@ -1,43 +1,54 @@
-"""Min-max quantizers: weights by absmax or by least squares, activations by a moving average of absmax."""
+"""Min-max quantizers: one range a group of weights, one for each activation; by what rule, the `range` key says."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import paddle
 
 from ..errors import UserError
-from . import ActivationQuantizer, StraightThrough, WeightQuantizer, numeric
+from . import ActivationQuantizer, LearnedStep, StraightThrough, WeightQuantizer, numeric
 
-SAMPLE = 2**15  # activations of a batch that the search for the least squared error looks at
+SAMPLE = 2**15  # activations of a batch that the search for a range looks at
 TINY = 1e-30  # an all-zero channel: any step stands for it
 
 
 class MinMaxWeight(WeightQuantizer):
-    """range = max|w| (`absmax`), or the range of least squared error (`mse`), per output channel or per tensor.
+    """One range per output channel or per tensor, by `range`:
 
-    `absmax` is a pure function of the weight. `mse` searches once, when it is built, and then follows the weight by one
-    step of Lloyd's alternation a training forward (numeric.mse_range says why that cannot do harm).
+    - `absmax`: max|w|; `percentile`: that percentile of |w|. Both are pure functions of the weight.
+    - `mse`: of least squared error; searched once, when it is built, and then following the weight by one step of Lloyd's
+      alternation a training forward (numeric.mse_range says why that cannot do harm).
+    - `learned`: from the `mse` range on, log(range) is a parameter with LSQ's gradient; in the logarithm, as in TQT
+      (arXiv 1903.08066), so that one learning rate suits ranges of every size.
     """
 
     def __init__(self, options, weight: paddle.Tensor):
         super().__init__(options, weight)
-        self._axis = 0 if options.granularity == "channel" else None
-        if options.range == "mse":
+        if options.range in ("mse", "learned"):
             found = numeric.mse_range(weight.numpy(), options.bits, options.granularity)
-            self.register_buffer("range", paddle.to_tensor(found))
+            if options.range == "mse":
+                self.register_buffer("range", paddle.to_tensor(found))
+            else:
+                self.log_range = _log_range(self, found, options.range_lr)
 
     @paddle.no_grad()
     def current_step(self, weight):
-        if self.options.range == "mse":
-            return self.step()
-        peak = weight.abs().max(axis=self._axis).reshape([-1])
-        return paddle.where(peak > TINY, peak, paddle.ones_like(peak)) / self.high
+        if self.options.range == "absmax":
+            peak = _column_peaks(weight) if self.options.granularity == "channel" else weight.abs().max().reshape([1])
+            return paddle.where(peak > TINY, peak, paddle.ones_like(peak)) / self.high
+        if self.options.range == "percentile":
+            found = numeric.percentile_range(weight.numpy(), self.options.percentile, self.options.granularity)
+            return paddle.to_tensor(found) / self.high
+        return self.step()
 
     def step(self):
-        return self.range / self.high
+        return (self.log_range.exp() if self.options.range == "learned" else self.range) / self.high
 
     def forward(self, weight):
+        if self.options.range == "learned":
+            return LearnedStep.apply(weight, self.step(), self.low, self.high)
         step = self.current_step(weight)
         quantized = StraightThrough.apply(weight, step, self.low, self.high)
         if self.training and self.options.range == "mse":
@@ -46,26 +57,36 @@ class MinMaxWeight(WeightQuantizer):
 
     @paddle.no_grad()
     def _follow(self, weight, quantized, step):
+        axis = 0 if self.options.granularity == "channel" else None
         q = quantized.detach() / step
-        power = (q * q).sum(axis=self._axis).reshape([-1])
-        better = (weight.detach() * q).sum(axis=self._axis).reshape([-1]) / power.clip(min=1.0)
+        power = (q * q).sum(axis=axis).reshape([-1])
+        better = (weight.detach() * q).sum(axis=axis).reshape([-1]) / power.clip(min=1.0)
         self.range.set_value(paddle.where(power > 0, better, step) * self.high)
 
 
 class MovingAverageActivation(ActivationQuantizer):
-    """range = bias-corrected moving average over training batches of max|x| (PaddleSlim's moving_average_abs_max).
+    """One range for the tensor, by `range`:
 
-    With `range: mse`, plain mean over the first `calibration_batches` batches of the range of least squared error; it is
-    fixed after them, because the search is too slow for every step.
+    - `moving_average`: bias-corrected moving average over training batches of max|x| (PaddleSlim's moving_average_abs_max);
+    - `mse`, `percentile`: plain mean over the first `calibration_batches` batches of the batch's range of least squared
+      error, or percentile of |x|; fixed after them, because the search is too slow for every step;
+    - `learned`: from the calibrated `mse` range on, as MinMaxWeight's.
     """
 
     def __init__(self, options):
         super().__init__(options)
         self.register_buffer("total", paddle.zeros([1]))
         self.register_buffer("weight_sum", paddle.zeros([1]))
+        if options.range == "learned":
+            self.log_range = _log_range(self, np.ones(1, np.float32), options.range_lr)
+
+    def share(self, other):
+        if self.options.range == "learned":
+            self.log_range = other.log_range
 
     def step(self):
-        return (self.total / self.weight_sum).clip(min=TINY) / self.high
+        found = self.log_range.exp() if self.options.range == "learned" else self.total / self.weight_sum
+        return found.clip(min=TINY) / self.high
 
     def calibrated(self):
         return float(self.weight_sum) > 0
@@ -75,22 +96,43 @@ class MovingAverageActivation(ActivationQuantizer):
             self._observe(x)
         elif not self.calibrated():
             raise UserError("an activation range was never set: calibrate or train before evaluating a quantized model")
-        return StraightThrough.apply(x, self.step(), self.low, self.high)
+        rounding = LearnedStep if self.options.range == "learned" else StraightThrough
+        return rounding.apply(x, self.step(), self.low, self.high)
 
     @paddle.no_grad()
     def _observe(self, x):
         if self.options.range == "moving_average":
             rate, found = self.options.moving_rate, x.detach().abs().max().reshape([1])
         elif float(self.weight_sum) < self.options.calibration_batches:
-            rate, found = 1.0, self._least_squares_range(x)
+            rate, found = 1.0, paddle.to_tensor(self._range_of(x))
         else:
             return
         self.total.set_value(self.total * rate + found)
         self.weight_sum.set_value(self.weight_sum * rate + 1.0)
+        if self.options.range == "learned":
+            self.log_range.set_value((self.total / self.weight_sum).clip(min=TINY).log())
 
-    def _least_squares_range(self, x):
+    def _range_of(self, x):
         values = x.detach().numpy().reshape(-1, 1)
         stride = max(1, values.size // SAMPLE)
         while math.gcd(stride, x.shape[-1]) > 1:  # else the sample would see some features only, and miss outlier ones
             stride += 1
-        return paddle.to_tensor(numeric.mse_range(values[::stride], self.bits, "tensor"))
+        if self.options.range == "percentile":
+            return numeric.percentile_range(values[::stride], self.options.percentile, "tensor")
+        return numeric.mse_range(values[::stride], self.bits, "tensor")
+
+
+def _log_range(layer: paddle.nn.Layer, found: np.ndarray, range_lr: float) -> paddle.Tensor:
+    initial = paddle.nn.initializer.Assign(np.log(found))
+    attribute = paddle.ParamAttr(initializer=initial, learning_rate=range_lr)
+    return layer.create_parameter([len(found)], attr=attribute)
+
+
+def _column_peaks(weight: paddle.Tensor) -> paddle.Tensor:
+    """max|w| of each column, [out]; halving the rows is ten times as fast as Paddle's max over axis 0."""
+    rest = weight.detach().abs()
+    while rest.shape[0] > 1:
+        half, odd = divmod(rest.shape[0], 2)
+        folded = paddle.maximum(rest[:half], rest[half : 2 * half])
+        rest = paddle.concat([folded, rest[2 * half :]]) if odd else folded
+    return rest.reshape([-1])

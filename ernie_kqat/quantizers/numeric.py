@@ -19,6 +19,13 @@ def absmax_range(weight: np.ndarray, granularity: str) -> np.ndarray:
     return np.where(peak > 0, peak, np.float32(1))
 
 
+def percentile_range(weight: np.ndarray, percentile: float, granularity: str) -> np.ndarray:
+    """The `percentile` (0 to 100) of |w|, shapes as `absmax_range`; never under a hundredth of max|w|."""
+    peak = absmax_range(weight, granularity)
+    found = np.percentile(np.abs(weight), percentile, axis=0 if granularity == "channel" else None)
+    return np.maximum(np.atleast_1d(found).astype(np.float32), peak / 100)
+
+
 def mse_range(
     weight: np.ndarray, bits: int, granularity: str, candidates: int = 40, refinements: int = 4
 ) -> np.ndarray:
