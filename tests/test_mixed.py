@@ -13,7 +13,12 @@ from ernie_kqat import UserError, config
 from ernie_kqat.analysis import mixed, plan
 from ernie_kqat.analysis.mixed_sections import frontier_table
 from ernie_kqat.analysis.workbench import Workbench, open_workbench
+from ernie_kqat.calibration import calibrate_rows
+from ernie_kqat.data.dataset import load_eval_split
+from ernie_kqat.evaluate import logits_of
 from ernie_kqat.quantizers import numeric
+from ernie_kqat.restore import restore_folder
+from ernie_kqat.tokenizer import load_tokenizer
 from ernie_kqat.trainer import train
 
 LINEARS = 2 * 6 + 2
@@ -114,6 +119,8 @@ def test_a_budget_takes_the_most_accurate_plan_that_fits(found, folder, tiny_tas
 def test_the_search_writes_its_figures(found):
     results, output = found
     assert json.loads((output / "frontier.json").read_text()) == json.loads(json.dumps(results))
+    measured = json.loads((output / "measured.json").read_text())["rows"]
+    assert len({json.dumps(row["key"]) for row in measured}) == len(measured)  # nothing twice
     with open(output / "frontier.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["size_bytes"]) for row in rows] == [row["size_bytes"] for row in results["frontier"]]
@@ -144,6 +151,25 @@ def test_the_plan_trains_with_the_planned_bits(found, tool, tmp_path):
         code, _, err = tool("train", "-c", output / "plan.yaml", "-o", f"output_dir={run}", f"Train.epochs={epochs}")
         assert code == 0, err
         assert bits_of((run / "plan.txt").read_text().splitlines()) == planned(results)
+
+
+def test_a_plan_is_measured_as_its_config_quantizes(found, folder, tiny_task):
+    """plan.yaml applied from scratch, calibrated with its own weights, gives the logits that were measured."""
+    results, output = found
+    settings = config.load(output / "plan.yaml")
+    fp32 = restore_folder(folder)
+    tokenizer = load_tokenizer(fp32.vocabulary)
+    dev, train_rows = (
+        load_eval_split(tiny_task / name, tokenizer, fp32.labels, settings.Data.max_length)
+        for name in ("dev.tsv", "train.tsv")
+    )
+    reference = np.float64(logits_of(fp32.model, dev, fp32.pad_token_id))
+    restored = fp32.quantized(settings.Slim.quant)
+    calibrate_rows(restored, train_rows, settings.Global.seed)
+    logits = logits_of(restored.model, dev, restored.pad_token_id)
+    noise = np.sqrt(np.mean((logits - reference) ** 2)) / reference.std()
+    assert results["test"]["chosen"]["rms_over_std"] == pytest.approx(noise, rel=1e-6)
+    assert results["test"]["chosen"]["accuracy"] == np.mean(logits.argmax(axis=1) == dev.labels)
 
 
 def test_the_plan_exports_to_what_was_measured(found, folder, tool, tiny_task, tmp_path):

@@ -13,13 +13,22 @@ from .workbench import Workbench
 
 def at_bits(bench: Workbench, bits: int) -> dict[str, np.ndarray]:
     """Every layer's weight at `bits`, by a new quantizer with the layer's own rule to find a range."""
+    return {name: grid(bench, name, quantizer) for name, quantizer in quantizers_at(bench, bits).items()}
+
+
+def quantizers_at(bench: Workbench, bits: int) -> dict[str, WeightQuantizer]:
+    """A new quantizer of `bits` for every layer, like its own in all else."""
     found = {}
     for name, layer in tqdm(bench.layers.items(), desc=f"{bits}-bit grids", disable=None, leave=False):
         options = dataclasses.replace(layer._fake_quant_weight.options, bits=bits)
-        quantizer = find(options.quantizer, WeightQuantizer)(options, layer.weight)
-        step = quantizer.current_step(layer.weight).numpy()
-        found[name] = numeric.on_grid(bench.weights[name], step, numeric.qmax(bits))
+        found[name] = find(options.quantizer, WeightQuantizer)(options, layer.weight)
     return found
+
+
+def grid(bench: Workbench, name: str, quantizer: WeightQuantizer) -> np.ndarray:
+    """A layer's weight as `quantizer` would deploy it."""
+    step = quantizer.current_step(bench.layers[name].weight).numpy()
+    return numeric.on_grid(bench.weights[name], step, quantizer.high)
 
 
 def at_powers_of_two(bench: Workbench) -> dict[str, np.ndarray]:

@@ -7,8 +7,6 @@ this order are measured as deployed, with quantized inputs.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,17 +16,22 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import config, files, run_folder
-from ..data.dataset import load_eval_split
+from ..calibration import calibrate_rows
+from ..data.dataset import Split, load_eval_split
 from ..errors import UserError
+from ..quantizers import ActivationQuantizer, WeightQuantizer, find
+from ..restore import Restored
 from ..tokenizer import load_tokenizer
 from . import plan
-from .grids import at_bits
-from .mixed_sections import TOOL, sections
+from .grids import grid, quantizers_at
+from .mixed_sections import TOOL, csv_text, sections
 from .rows import Rows, calibration_file, data_file, digests, here
 from .workbench import Score, Workbench, open_workbench
 
 __all__ = ["Options", "packed_bytes", "search", "sections"]
 
+Quantizers = dict[str, WeightQuantizer]
+KEY = ("model", "data", "calibration", "rows", "columns", "bits", "granularity", "range", "seed")  # of all scores
 MEASURED, FRONTIER, TABLE, PLAN = "measured.json", "frontier.json", "frontier.csv", "plan.yaml"
 
 
@@ -84,9 +87,9 @@ def search(options: Options, output: str | Path) -> dict[str, Any]:
     rows.inputs(digests(options.model, data, calibration, test))
     wide = options.quant(options.bits[0])
     bench = open_workbench(options.model, data, wide, calibration, options.columns, options.rows, options.seed)
-    plans = _Plans(
-        bench, options, rows, _key(options, data, calibration), bench.on_own_grid(), at_bits(bench, options.bits[1])
-    )
+    settings = _settings(options, data, calibration)
+    key = {name: settings[name] for name in KEY}
+    plans = _Plans(bench, options, rows, key, *_quantizers(bench, options, calibration))
     tested = None if test is None else plans.on(test)
     bound = _bound(options, plans)
     layers = _ranked(plans)
@@ -98,7 +101,7 @@ def search(options: Options, output: str | Path) -> dict[str, Any]:
         "tool": TOOL,
         **here(),
         "inputs": rows.tree["inputs"],
-        "settings": _settings(options, data, calibration),
+        "settings": settings,
         "rows": len(bench.split),
         "fp32": {**asdict(bench.fp32), "size_bytes": plans.fp32_bytes, "ratio": 1.0},
         "layers": layers,
@@ -107,16 +110,9 @@ def search(options: Options, output: str | Path) -> dict[str, Any]:
         "test": None if tested is None else _tested(tested, layers, chosen),
     }
     files.write_text(output / PLAN, plan.text(results, bench.restored.data, bench.restored.labels))
-    files.write_text(output / TABLE, _csv(frontier))
+    files.write_text(output / TABLE, csv_text(results))
     files.write_json(output / FRONTIER, results)
     return results
-
-
-def _key(options: Options, data: Path, calibration: Path) -> dict[str, Any]:
-    """What every score depends on, beside the plan."""
-    kept = {name: getattr(options, name) for name in ("model", "rows", "bits", "granularity", "range", "seed")}
-    columns = None if options.columns is None else plan.told(options.columns)
-    return {**kept, "data": str(data), "calibration": str(calibration), "columns": columns}
 
 
 def _settings(options: Options, data: Path, calibration: Path) -> dict[str, Any]:
@@ -125,22 +121,33 @@ def _settings(options: Options, data: Path, calibration: Path) -> dict[str, Any]
     return {**asdict(options), **own, "data": str(data), "calibration": str(calibration)}
 
 
+def _quantizers(bench: Workbench, options: Options, calibration: Path) -> tuple[Quantizers, Quantizers, Split]:
+    """The wide and the narrow quantizer of each layer, and the rows that calibrate."""
+    wide = {name: layer._fake_quant_weight for name, layer in bench.layers.items()}
+    return wide, quantizers_at(bench, options.bits[1]), _split(bench.restored, calibration)
+
+
+def _split(restored: Restored, path: Path) -> Split:
+    own, tokenizer = restored.data, load_tokenizer(restored.vocabulary)
+    return load_eval_split(path, tokenizer, restored.labels, own.max_length, own.text, own.text_pair, own.label)
+
+
 @dataclass(frozen=True)
 class _Plans:
-    """Scores and sizes of plans on one workbench; a plan is the layers that are narrow. `wide`, `narrow`: the grids."""
+    """Scores and sizes of plans on one workbench; a plan is the layers that are narrow."""
 
     bench: Workbench
     options: Options
     rows: Rows
     key: dict[str, Any]
-    wide: dict[str, np.ndarray]
-    narrow: dict[str, np.ndarray]
+    wide: Quantizers
+    narrow: Quantizers
+    calibration: Split
 
     def on(self, test: Path) -> _Plans:
-        """The same model, grids and activation ranges on all rows of `test`."""
-        restored, own = self.bench.restored, self.bench.restored.data
-        tokenizer = load_tokenizer(restored.vocabulary)
-        split = load_eval_split(test, tokenizer, restored.labels, own.max_length, own.text, own.text_pair, own.label)
+        """The same model and quantizers on all rows of `test`."""
+        restored = self.bench.restored
+        split = _split(restored, test)
         if split.labels is None:
             raise UserError(f"--test: {test}: its rows have no labels to compare with")
         key = {**self.key, "data": str(test), "rows": None}
@@ -149,21 +156,32 @@ class _Plans:
     def score(self, narrow: Collection[str], activations: bool) -> Score:
         """With these layers narrow and all others wide; measured, or as it was before."""
         own = {"activation": plan.told(self.options.activation) if activations else None, "narrow": sorted(narrow)}
-        weights = {name: self.narrow[name] if name in narrow else wide for name, wide in self.wide.items()}
-        return self.rows.score(
-            {**self.key, **own}, lambda: self.bench.measure(weights, self.wide if activations else ())
-        )
+        return self.rows.score({**self.key, **own}, lambda: self._measure(narrow, activations))
+
+    def _measure(self, narrow: Collection[str], activations: bool) -> Score:
+        quantizers = {name: self.narrow[name] if name in narrow else wide for name, wide in self.wide.items()}
+        if activations:
+            self._calibrate(quantizers)
+        weights = {name: grid(self.bench, name, quantizer) for name, quantizer in quantizers.items()}
+        return self.bench.measure(weights, self.wide if activations else ())
+
+    def _calibrate(self, quantizers: Quantizers) -> None:
+        """Put the plan into the model and set the input ranges with its weights, as training and export will."""
+        for name, layer in self.bench.layers.items():
+            layer._fake_quant_weight = quantizers[name]
+            layer._fake_quant_input = find("minmax", ActivationQuantizer)(self.options.activation)
+        calibrate_rows(self.bench.restored, self.calibration, self.options.seed)
 
     def size_bytes(self, narrow: Collection[str]) -> int:
         """Of all layers' weights, packed."""
         return sum(self.layer_bytes(name, name in narrow) for name in self.wide)
 
     def layer_bytes(self, name: str, narrow: bool) -> int:
-        return packed_bytes(self.wide[name].shape, self.options.bits[narrow], self.options.granularity)
+        return packed_bytes(self.bench.weights[name].shape, self.options.bits[narrow], self.options.granularity)
 
     @property
     def fp32_bytes(self) -> int:
-        return sum(4 * weight.size for weight in self.wide.values())
+        return sum(4 * weight.size for weight in self.bench.weights.values())
 
 
 def _check(options: Options) -> None:
@@ -223,7 +241,7 @@ def _ranked(plans: _Plans) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "place": place,
-                "shape": list(plans.wide[name].shape),
+                "shape": list(plans.bench.weights[name].shape),
                 "bytes_saved": saved,
                 "squared_error_rise": rise,
                 "rise_per_byte": rise / saved,
@@ -279,11 +297,3 @@ def _tested(plans: _Plans, layers: list[dict[str, Any]], chosen: dict[str, Any])
     shown = {"wide": 0, "chosen": chosen["narrow_layers"], "narrow": len(order)}
     scores = {name: asdict(plans.score(order[:k], True)) for name, k in shown.items()}
     return {"rows": len(plans.bench.split), "fp32": asdict(plans.bench.fp32), **scores}
-
-
-def _csv(frontier: list[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(frontier[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(frontier)
-    return out.getvalue()

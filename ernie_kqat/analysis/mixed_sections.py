@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +66,15 @@ def layer_table(results: Mapping[str, Any]) -> Table:
         for layer in results["layers"]
     ]
     return Table(header, rows)
+
+
+def csv_text(results: Mapping[str, Any]) -> str:
+    """frontier.csv: one row a measured plan."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(results["frontier"][0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results["frontier"])
+    return out.getvalue()
 
 
 def _row(name: str, plan: Mapping[str, Any], mark: str) -> list[str]:

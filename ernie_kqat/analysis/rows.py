@@ -47,7 +47,7 @@ class Rows:
 
     def find(self, key: Mapping[str, Any]) -> Score | None:
         """The score of `key`, if it was measured."""
-        wanted = json.loads(json.dumps(key))  # as the file has it: tuples are lists
+        wanted = _plain(key)
         return next((Score(**row["score"]) for row in self.tree["rows"] if row["key"] == wanted), None)
 
     def score(self, key: Mapping[str, Any], measure: Callable[[], Score]) -> Score:
@@ -57,7 +57,7 @@ class Rows:
             found = measure()
             if self._run not in self.tree["runs"]:
                 self.tree["runs"].append(self._run)
-            row = {"key": dict(key), "score": dataclasses.asdict(found), "run": self.tree["runs"].index(self._run)}
+            row = {"key": _plain(key), "score": dataclasses.asdict(found), "run": self.tree["runs"].index(self._run)}
             self.tree["rows"].append(row)
             files.write_json(self.path, self.tree)
         return found
@@ -66,6 +66,11 @@ class Rows:
         """Keep something beside the rows."""
         self.tree[name] = value
         files.write_json(self.path, self.tree)
+
+
+def _plain(key: Mapping[str, Any]) -> dict[str, Any]:
+    """As the file has it: tuples are lists."""
+    return json.loads(json.dumps(key))
 
 
 def read(path: Path, tool: str) -> dict[str, Any]:

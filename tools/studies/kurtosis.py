@@ -1,4 +1,4 @@
-"""Kurtosis regularization on SST-2 from a fine-tuned fp32 model: which policy, against which ranges, at which bits.
+"""Kurtosis regularization from a fine-tuned fp32 model, on SST-2 or a task like it: which policy, which ranges, which bits.
 
   select  seed 0, every candidate, fine-tuned without quantizers, then rounded; judged on rows held back from train
   ptq     the fp32 model, and it fine-tuned with each policy (KURE's own use), rounded at every cell; judged on dev
@@ -77,7 +77,9 @@ def main() -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("stage", choices=["select", "ptq", "qat"])
     parser.add_argument("--fp32", required=True, metavar="DIR", help="the fine-tuned fp32 model folder")
-    parser.add_argument("--data", required=True, metavar="DIR", help="GLUE's SST-2 folder")
+    parser.add_argument("--data", required=True, metavar="DIR", help="GLUE's SST-2 folder, or the task's")
+    parser.add_argument("--task", default="SST-2", help="what the rows are to say of --data")
+    parser.add_argument("--max-length", type=int, default=64, help="tokens")
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES), metavar="POLICY")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--cells", nargs="+", metavar="CELL", help="as 4-tensor-mse; default: all")
@@ -95,7 +97,8 @@ class Study:
 
     def __init__(self, arguments):
         self.arguments = arguments
-        self.data = split_data(Path(arguments.data), WORK / "data")
+        self.work = WORK / arguments.task
+        self.data = split_data(Path(arguments.data), self.work / "data")
         self.cells = [cell for cell in CELLS if not arguments.cells or "-".join(map(str, cell)) in arguments.cells]
         self.tokenizer = load_tokenizer(arguments.fp32)
         self.fp32: dict[Path, np.ndarray] = {}  # logits of the models that are rounded at many cells
@@ -132,8 +135,9 @@ class Study:
     def trained(self, policy: str, seed: int, cell) -> tuple[Path, dict]:
         """The run of one row (made, or found), and what all its rows say of it."""
         name = "-".join([*map(str, cell or ["fp32"]), policy, str(seed)]).replace(", ", "-").replace(" ", "_")
-        folder = WORK / "runs" / name
+        folder = self.work / "runs" / name
         override = [f"Global.output_dir={folder}", f"Global.seed={seed}", f"Data.path={self.data}"]
+        override += [f"Data.max_length={self.arguments.max_length}"]
         override += [f"Model.name_or_path={self.arguments.fp32}", "Data.train_rows=null", *self.arguments.override]
         if cell:
             weight = dict(zip(("bits", "granularity", "range"), cell))
@@ -165,7 +169,7 @@ class Study:
             found = {"simulated": accuracy(simulated, split.labels)}
         else:
             where = folder / "best_model" if (folder / "best_model").is_dir() else folder
-            plain = restore_folder(where, config.Data(max_length=64))
+            plain = restore_folder(where, config.Data(max_length=self.arguments.max_length))
             if where not in self.fp32:
                 self.fp32[where] = logits_of(plain.model, split, plain.pad_token_id)
             restored = plain.quantized(quant_of(cell))
@@ -185,13 +189,13 @@ class Study:
         return found
 
     def split(self, name: str) -> Split:
-        return load_eval_split(self.data / name, self.tokenizer, ["0", "1"], 64)
+        return load_eval_split(self.data / name, self.tokenizer, ["0", "1"], self.arguments.max_length)
 
     def key(self, policy: str, seed: int, cell) -> dict:
         kurtosis = POLICIES.get(policy) or {}
         stage = {"select": "kure+ptq (held-back)", "qat": "qat", "ptq": "ptq" if policy == "start" else "kure+ptq"}
         return {
-            "task": "SST-2",
+            "task": self.arguments.task,
             "stage": stage[self.arguments.stage],
             "policy": policy,
             "lambda": kurtosis.get("lambda") if kurtosis.get("apply") != "decoupled" else None,
@@ -208,7 +212,7 @@ class Study:
 
     def append(self, row: dict) -> None:
         machine = {"ernie_kqat": ernie_kqat.__version__, "machine": benchmark.machine()["cpu"]}
-        with open(WORK / "lock", "w") as lock:
+        with open(self.work / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             files.write_json(RESULTS, [*read_rows(), {**row, **machine}])
         print(json.dumps(row), flush=True)
@@ -232,13 +236,13 @@ def deployed_logits(restored, split: Split) -> np.ndarray:
 
 
 def split_data(source: Path, target: Path) -> Path:
-    """Folder with train.tsv, held.tsv (rows that train.tsv has not) and dev.tsv, the same for everyone."""
+    """Folder with train.tsv, held.tsv (rows that train.tsv has not) and dev.tsv, the same for everyone; labels 0 and 1."""
     if not (target / "dev.tsv").is_file():
         try:
             header, *rows = (source / "train.tsv").read_text(encoding="utf-8").splitlines()
             dev = (source / "dev.tsv").read_text(encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{source}: not GLUE's SST-2 folder: {error}") from None
+            raise UserError(f"{source}: not a folder of GLUE's form: {error}") from None
         order = np.random.default_rng(0).permutation(len(rows))[: HELD + TRAIN]
         chosen = [rows[index] for index in order]
         files.write_text(target / "held.tsv", "\n".join([header, *chosen[:HELD]]) + "\n")

@@ -23,17 +23,20 @@ LETTER = {"channel": "c", "tensor": "t"}
 def main() -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--pretrained", metavar="DIR", help="the original weights; draws kurtosis by layer")
-    parser.add_argument("--runs", metavar="DIR", default="output/studies/kurtosis/runs", help="of the study")
+    parser.add_argument("--runs", metavar="DIR", default="output/studies/kurtosis/SST-2/runs", help="of the study")
     arguments = parser.parse_args()
     rows = json.loads((RESULTS / "kurtosis_runs.json").read_text(encoding="utf-8"))
     cells = list(cells_of(rows))
     files.write_json(RESULTS / "kurtosis.json", cells)
     tables = {
-        "select": selection(cells),
-        "ptq": grid([cell for cell in cells if cell["stage"] in ("ptq", "kure+ptq")]),
+        "select": selection([cell for cell in cells if cell["task"] == "SST-2"]),
         "qat": grid([cell for cell in cells if cell["stage"] == "qat"]),
         "difference": differences(rows),
         "deployed": deployed(rows),
+        **{
+            f"ptq {task}": grid([c for c in cells if c["stage"] in ("ptq", "kure+ptq") and c["task"] == task])
+            for task in dict.fromkeys(cell["task"] for cell in cells)
+        },
     }
     curves = RESULTS / "kurtosis_robustness.json"
     if curves.is_file():
@@ -114,27 +117,31 @@ def grid(cells: list[dict]) -> list[str]:
 
 def differences(rows: list[dict]) -> list[str]:
     """What a policy adds to the same training without it, seed by seed."""
-    lines = ["| stage | cell | policy | difference to none, points | seeds |", "|---|---|---|---|---|"]
-    plain = {(row["stage"], where(row), row["seed"]): row["simulated"] for row in rows if row["policy"] == "none"}
+    lines = ["| task | stage | cell | policy | difference to none, points | seeds |", "|---|---|---|---|---|---|"]
+
+    def place_of(row: dict) -> tuple:
+        return row["task"], row["stage"], where(row), row["seed"]
+
+    plain = {place_of(row): row["simulated"] for row in rows if row["policy"] == "none"}
     groups: dict[tuple, list[float]] = {}
     for row in rows:
-        base = plain.get((row["stage"], where(row), row["seed"]))
+        base = plain.get(place_of(row))
         if base is not None and row["policy"] != "none" and not row["stage"].endswith("(held-back)"):
-            groups.setdefault((row["stage"], where(row), row["policy"]), []).append(100 * (row["simulated"] - base))
-    for (stage, place, policy), found in sorted(groups.items()):
+            groups.setdefault((*place_of(row)[:3], row["policy"]), []).append(100 * (row["simulated"] - base))
+    for (task, stage, place, policy), found in sorted(groups.items()):
         if place[1] in "23" and len(found) > 1:
             spread = f"{statistics.mean(found):+.2f} ± {statistics.stdev(found):.2f}"
-            lines.append(f"| {stage} | {place} | {policy} | {spread} | {len(found)} |")
+            lines.append(f"| {task} | {stage} | {place} | {policy} | {spread} | {len(found)} |")
     return lines
 
 
 def deployed(rows: list[dict]) -> list[str]:
     """Paddle Inference's INT8 program against the simulation, first seed."""
-    lines = ["| stage | cell | policy | simulated | deployed | equal labels |", "|---|---|---|---|---|---|"]
+    lines = ["| task | stage | cell | policy | simulated | deployed | equal labels |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         if "deployed" in row:
             figures = f"{row['simulated']:.2%} | {row['deployed']:.2%} | {row['deployed_agreement']:.2%}"
-            lines.append(f"| {row['stage']} | {where(row)} | {row['policy']} | {figures} |")
+            lines.append(f"| {row['task']} | {row['stage']} | {where(row)} | {row['policy']} | {figures} |")
     return lines
 
 
