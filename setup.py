@@ -26,5 +26,6 @@ setup(
         "safetensors",
         "tokenizers",
         "tqdm",
+        "matplotlib",
     ],
 )
