@@ -137,15 +137,13 @@ class Study:
         name = "-".join([*map(str, cell or ["fp32"]), policy, str(seed)]).replace(", ", "-").replace(" ", "_")
         folder = self.work / "runs" / name
         override = [f"Global.output_dir={folder}", f"Global.seed={seed}", f"Data.path={self.data}"]
-        override += [f"Data.max_length={self.arguments.max_length}"]
+        override += [f"Data.max_length={self.arguments.max_length}", "Data.dev_rows=100"]  # nothing is chosen by dev
         override += [f"Model.name_or_path={self.arguments.fp32}", "Data.train_rows=null", *self.arguments.override]
         if cell:
             weight = dict(zip(("bits", "granularity", "range"), cell))
             quant = {"weight": weight, "activation": {"bits": 8, "range": "mse"}}
             override += [f"Slim.quant={json.dumps(quant)}"]
             override += ["Train.learning_rate=5e-5"]
-        else:
-            override += ["Data.dev_rows=100"]  # nothing is chosen by it
         steps = STEPS["qat" if cell else "fine-tuning"]
         override += [f"Train.max_steps={steps}", f"Train.eval_steps={steps}"]
         override.append(f"Slim.kurtosis={json.dumps(POLICIES[policy])}")
