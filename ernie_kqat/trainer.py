@@ -111,7 +111,7 @@ class Trainer:
             progress.step += 1
             progress.seconds = time.perf_counter() - began
             last = progress.step == self.total_steps
-            if last or progress.step % self.settings.Global.log_every == 0:
+            if self._is_logged(progress.step):
                 self._log(row, (time.perf_counter() - started) / (progress.step - first))
             bar.update()
             if last or progress.step % eval_steps == 0:
@@ -152,7 +152,7 @@ class Trainer:
                 f"loss is not finite at step {self.progress.step + 1}: {row}; lower Train.learning_rate (now"
                 f" {learning_rate:.3g}) or look at the data; the best model so far and the last checkpoint are kept"
             )
-        if (self.progress.step + 1) % self.settings.Global.log_every == 0:
+        if self._is_logged(self.progress.step + 1):
             for method in self.methods:
                 row.update(method.figures())
         self.optimizer.step()
@@ -161,6 +161,9 @@ class Trainer:
             method.after_step()
         row.update(learning_rate=learning_rate, rows=sum(len(batch["labels"]) for batch in batches))
         return row
+
+    def _is_logged(self, step: int) -> bool:
+        return step == self.total_steps or step % self.settings.Global.log_every == 0
 
     def _step_seed(self) -> int:
         # Dropout is a function of (seed, step), so that a resumed run needs no generator state.

@@ -200,17 +200,20 @@ def by_layer(found: dict[str, float]) -> None:
 def over_training(logs: dict[str, list[dict]]) -> None:
     """Gradient norms and task loss of the runs that have the term in the loss, and the largest kurtosis of all."""
     figure, axes = canvas(3)
+    plain = {row["step"]: row["loss"] for row in logs.get("fp32-none-0", []) if "loss" in row}
     for index, (name, rows) in enumerate(logs.items()):
         steps = [row for row in rows if "loss" in row]
         label, color = name[len("fp32-") : -2].replace("_", " ").replace("-", ", ", 1), f"C{index % 10}"
         x = [row["step"] for row in steps]
         if "kurtosis_grad_norm" in steps[0]:
-            norms = [row["kurtosis_grad_norm"] / max(row["task_grad_norm"], 1e-12) for row in steps]
-            axes[0].plot(x, norms, ".-", color=color, label=label)
+            known = [row for row in steps if row.get("task_grad_norm")]
+            norms = [row["kurtosis_grad_norm"] / row["task_grad_norm"] for row in known]
+            axes[0].plot([row["step"] for row in known], norms, ".-", color=color, label=label)
         if "kurtosis_max" in steps[0]:
-            axes[1].plot(x, [row["kurtosis_max"] for row in steps], ".-", color=color, label=label)
-        axes[2].plot(x, [row["loss"] for row in steps], ".-", color=color, label=label)
-    titles = ("gradient norm, kurtosis / task", "largest kurtosis", "task loss of the logged batches")
+            axes[1].plot(x, [row.get("kurtosis_max", float("nan")) for row in steps], ".-", color=color, label=label)
+        losses = [row["loss"] / plain.get(row["step"], float("nan")) for row in steps]  # the batches are the same
+        axes[2].plot(x, losses, ".-", color=color, label=label)
+    titles = ("gradient norm, kurtosis / task", "largest kurtosis", "task loss / that without the term, same batch")
     for one, title in zip(axes, titles):
         one.set_xlabel("step")
         one.set_title(title, fontsize=9)
