@@ -8,6 +8,7 @@ Each finished row goes to docs/results/kurtosis_runs.json; rows already there ar
 share the rows between two processes. tools/studies/kurtosis_tables.py makes the tables and figures."""
 
 import fcntl
+import gc
 import json
 import shlex
 import shutil
@@ -131,6 +132,7 @@ class Study:
         for one in wanted:
             if not self.has(policy, seed, one):
                 self.append({**self.key(policy, seed, one), **self.measure(folder, one, stage, seed), **common})
+            gc.collect()  # Paddle's layers and optimizers are cycles; a dozen of them fill the memory
 
     def trained(self, policy: str, seed: int, cell) -> tuple[Path, dict]:
         """The run of one row (made, or found), and what all its rows say of it."""
