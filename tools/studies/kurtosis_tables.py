@@ -1,4 +1,4 @@
-"""Tables and figures of tools/studies/kurtosis.py: docs/results/kurtosis.json (cells), the tables in kurtosis.md, figures."""
+"""Tables and figures of tools/studies/kurtosis.py: docs/results/kurtosis.json (cells), the tables in the docs, figures."""
 
 import json
 import re
@@ -15,8 +15,9 @@ from ernie_kqat.models.loading import pretrained_matrices
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/results"
-PAGE = RESULTS / "kurtosis.md"
+PAGES = (RESULTS / "kurtosis.md", ROOT / "docs/decoupled-kurtosis.md")
 BITS = [(8, "channel"), (4, "channel"), (4, "tensor"), (3, "channel"), (2, "channel"), (2, "tensor")]
+BARS = ("W4t absmax", "W3c absmax")
 LETTER = {"channel": "c", "tensor": "t"}
 
 
@@ -31,6 +32,13 @@ def main() -> int:
     tables = {
         "select": selection([cell for cell in cells if cell["task"] == "SST-2"]),
         "qat": grid([cell for cell in cells if cell["stage"] == "qat"]),
+        "bars": grid(
+            [
+                c
+                for c in cells
+                if "ptq" in c["stage"] and where(c) in BARS and c["task"] == "SST-2" and "held" not in c["stage"]
+            ]
+        ),
         "difference": differences(rows),
         "deployed": deployed(rows),
         **{
@@ -41,12 +49,16 @@ def main() -> int:
     curves = RESULTS / "kurtosis_robustness.json"
     if curves.is_file():
         tables["robustness"] = robust(json.loads(curves.read_text(encoding="utf-8")))
-    page = PAGE.read_text(encoding="utf-8")
-    for name, lines in tables.items():
-        block = "\n".join([f"<!-- table: {name} -->", *lines, "<!-- end -->"])
-        page, found = re.subn(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, b=block: b, page, flags=re.S)
-        print("\n".join([f"{name}{'' if found else ' (no place for it in kurtosis.md)'}:", *lines, ""]))
-    files.write_text(PAGE, page)
+    places = 0
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        for name, lines in tables.items():
+            block = "\n".join([f"<!-- table: {name} -->", *lines, "<!-- end -->"])
+            page, found = re.subn(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, b=block: b, page, flags=re.S)
+            places += found
+        files.write_text(path, page)
+    print("\n".join(line for name, lines in tables.items() for line in [f"{name}:", *lines, ""]))
+    print(f"{len(tables)} tables, {places} places in {', '.join(path.name for path in PAGES)}")
     draw(arguments, cells)
     return 0
 
