@@ -34,19 +34,22 @@ def main() -> None:
     bench = Bench(arguments)
     ways = ["without", arguments.apply] + ([] if arguments.no_autograd else ["autograd"])
     times: dict[str, list[float]] = {way: [] for way in ways}
+    busy: dict[str, list[float]] = {way: [] for way in ways}
     for repeat in range(arguments.repeats + 2):  # the first two warm up
         for way in ways:
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             for _ in range(arguments.every):
                 bench.step(way)
             if repeat >= 2:
-                times[way].append(time.perf_counter() - began)
+                times[way].append(time.perf_counter() - began[0])
+                busy[way].append(time.process_time() - began[1])
 
-    def ratio(way: str) -> float:
-        return round(statistics.median(a / b for a, b in zip(times[way], times["without"])), 4)
+    def ratio(way: str, of: dict[str, list[float]] = times) -> float:
+        return round(statistics.median(a / b for a, b in zip(of[way], of["without"])), 4)
 
     found = {
         "ratio": ratio(arguments.apply),
+        "cpu_time_ratio": ratio(arguments.apply, busy),  # steadier where others use the cores too
         "quartiles": [
             round(q, 4)
             for q in statistics.quantiles([a / b for a, b in zip(times[arguments.apply], times["without"])], n=4)

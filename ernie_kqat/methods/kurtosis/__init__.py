@@ -90,7 +90,7 @@ class Kurtosis(Method):
     target: dict[str, Target] = field(default_factory=dict, init=False, repr=False)
     steps: int = field(default=0, init=False, repr=False)
     total_steps: Optional[int] = field(default=None, init=False, repr=False)
-    norms: tuple[float, float] = field(default=(0.0, 0.0), init=False, repr=False)  # gradients: the term's, the task's
+    added: float = field(default=0.0, init=False, repr=False)  # how strongly the term is in the present gradients
 
     def attach(self, model, pretrained):
         matrices = {
@@ -126,6 +126,7 @@ class Kurtosis(Method):
 
         def with_penalty():
             losses = gradients()
+            self.added = 0.0
             if self._due():
                 losses["kurtosis"] = self._add_gradients()
             return losses
@@ -136,18 +137,33 @@ class Kurtosis(Method):
     def _add_gradients(self) -> float:
         """Add the term's gradients to those of the task; returns its value."""
         value, found = self.value_and_gradients()
-        task = [weight.grad for weight in self.weights.values()]
-        self.norms = norm(found), norm([grad for grad in task if grad is not None])
-        strength = 1.0
-        if self.balance is not None and self.norms[0] > 0:
-            strength = min(1.0, self._ramp() * self.every * self.balance * self.norms[1] / self.norms[0])
-        for weight, grad, add in zip(self.weights.values(), task, found):
-            if grad is None:
-                weight.grad = add.scale_(strength)
+        strength = 1.0 if self.balance is None else self._balanced(found)
+        for weight, add in zip(self.weights.values(), found):
+            add = add if strength == 1.0 else add.scale_(strength)
+            if weight.grad is None:
+                weight.grad = add
             else:
-                grad.add_(add.scale_(strength))
-        self.norms = self.norms[0] * strength, self.norms[1]
+                weight.grad.add_(add)
+        self.added = strength
         return value * strength
+
+    def _balanced(self, found: list[paddle.Tensor]) -> float:
+        """What to multiply the term's gradients by for their norm to be `balance` times the task's; at most 1."""
+        assert self.balance is not None
+        own = norm(found)
+        wanted = self._ramp() * self.every * self.balance * norm(self._gradients())
+        return min(1.0, wanted / own) if own > 0 else 1.0
+
+    def _gradients(self) -> list[paddle.Tensor]:
+        return [weight.grad for weight in self.weights.values() if weight.grad is not None]
+
+    @paddle.no_grad()
+    def _norms(self) -> tuple[float, float]:
+        """Of the gradients of the term and of the task, asked for before the optimizer's step: only when they are logged."""
+        if not self.added:
+            return 0.0, norm(self._gradients())
+        found = [gradient.scale_(self.added) for gradient in self.value_and_gradients()[1]]
+        return norm(found), norm([weight.grad - own for weight, own in zip(self.weights.values(), found)])
 
     def regularization(self) -> paddle.Tensor:
         """The weighted loss term, a scalar tensor with gradients to the weights; for a training loop of one's own."""
@@ -225,7 +241,7 @@ class Kurtosis(Method):
             "target_distance": float(np.mean([abs(row["kurtosis"] / row["target"] - 1) for row in rows.values()])),
         }
         if self.apply == "loss":
-            values["kurtosis_grad_norm"], values["task_grad_norm"] = self.norms
+            values["kurtosis_grad_norm"], values["task_grad_norm"] = self._norms()
         return values
 
     def plan(self):
