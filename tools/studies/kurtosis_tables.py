@@ -225,7 +225,7 @@ def over_training(logs: dict[str, list[dict]]) -> None:
             axes[1].plot(x, [row.get("kurtosis_max", float("nan")) for row in steps], ".-", color=color, label=label)
         losses = [row["loss"] / plain.get(row["step"], float("nan")) for row in steps]  # the batches are the same
         axes[2].plot(x, losses, ".-", color=color, label=label)
-    titles = ("gradient norm, kurtosis / task", "largest kurtosis", "task loss / that without the term, same batch")
+    titles = ("gradient norm, kurtosis / task", "largest kurtosis", "task loss / without the term")
     for one, title in zip(axes, titles):
         one.set_xlabel("step")
         one.set_title(title, fontsize=9)
