@@ -53,10 +53,7 @@ class _Observed:
         low, high = float(values.min()), float(values.max())
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self.absmax.append(max(-low, high))
-        stride = max(1, values.size // KEPT)
-        while np.gcd(stride, x.shape[-1]) > 1:  # else the same few features each time
-            stride += 1
-        self.kept.append(values[::stride].copy())
+        self.kept.append(numeric.sample(x.numpy(), KEPT).copy())
 
     def statistics(self, name: str) -> ActivationStatistics:
         kept = np.concatenate(self.kept)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -47,6 +49,15 @@ def mse_range(
         refined = np.where(power > 0, np.atleast_1d((weight * q).sum(axis=axis)) / np.maximum(power, 1), best)
         best, best_error = _better(weight, refined.astype(np.float32), best, best_error, largest, axis)
     return (best * largest).astype(np.float32)
+
+
+def sample(values: np.ndarray, size: int) -> np.ndarray:
+    """About `size` values of [..., features], evenly spaced, [n]; every feature is met (no stride shares a divisor with it)."""
+    flat = values.reshape(-1)
+    stride = max(1, flat.size // size)
+    while math.gcd(stride, values.shape[-1]) > 1:  # else some features would never be seen, outlier ones among them
+        stride += 1
+    return flat[::stride]
 
 
 def integers(weight: np.ndarray, step: np.ndarray, largest: int) -> np.ndarray:

@@ -4,7 +4,7 @@
     dK/dw_i = 4/(n std) * (z_i^3 - mean(z^3) - K z_i),  z = (w - mean)/std
 
 A group is what shares one kurtosis: the whole weight, or one output channel (axis 1 of [in, out]). Every sum is a matrix
-product, which on this stack is ten times as fast as paddle.dot or a sum over axis 0.
+product, which is vectorized on this stack where paddle.dot and a sum over axis 0 are not.
 """
 
 from __future__ import annotations
