@@ -1,0 +1,66 @@
+"""The process that workers are forked from: it has imported Paddle and loaded the models, so a worker is there at once.
+
+It computes nothing. For each message of the front, which brings a socket's descriptor, it forks a worker; the process in
+between ends, so that the worker becomes a child of the front (its subreaper) and does not depend on this one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import artifact
+from ..errors import UserError
+from . import frames, models, worker
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+
+def main(descriptor: int, front: int) -> None:
+    """Fork workers for the front, process `front`, until it closes the socket `descriptor`."""
+    worker.end_with_parent(front)
+    # A terminal's Ctrl-C and a service manager's SIGTERM go to all processes; the front drains, then closes the sockets.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    control = socket.socket(fileno=descriptor)
+    first = frames.read(control)
+    if first is None:
+        return
+    pipelines, refusal = [], ""
+    try:
+        pipelines = [_load(model, first[0]["threads"]) for model in first[0]["models"]]
+    except UserError as error:
+        refusal = str(error)
+    gc.freeze()  # what is there stays in memory that all workers share
+    while descriptors := socket.recv_fds(control, 1, 1)[1]:
+        between = os.fork()
+        if between == 0:
+            control.close()
+            between = os.getpid()
+            if os.fork():
+                os._exit(0)
+            worker.main(descriptors[0], front, between, pipelines, refusal)
+            return
+        os.close(descriptors[0])
+        os.waitpid(between, 0)
+
+
+def _load(model: dict[str, Any], threads: int) -> Pipeline:
+    from ..predictor import check_engine  # Paddle takes seconds to import
+    from .pipeline import Pipeline
+
+    folder = Path(model["folder"])
+    if models.version(folder) != model["version"]:
+        raise UserError(f"{folder}: was changed after the service was started; start it again")
+    check_engine(folder, artifact.read_manifest(folder)["engine"])
+    return Pipeline(folder, threads)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
