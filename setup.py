@@ -16,6 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ernie_kqat", "ernie_kqat.*"]),
+    package_data={"ernie_kqat.serving": ["page.html", "ernie_kqat.proto"]},
     python_requires=">=3.9,<3.12",
     install_requires=[
         "paddlepaddle==2.6.2",
@@ -28,4 +29,6 @@ setup(
         "tqdm",
         "matplotlib",
     ],
+    # And, without their dependencies: paddle-serving-server and paddle-serving-app (requirements-serving-paddle.txt).
+    extras_require={"serving": ["aiohttp", "grpcio", "prometheus_client", "protobuf==3.20.3", "func-timeout", "six"]},
 )

@@ -13,6 +13,7 @@ from .errors import UserError
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL, PARAMS = "inference.pdmodel", "inference.pdiparams"
+SERVING_CONF = "serving_server_conf.prototxt"
 REQUIRED = (
     "engine",
     "labels",
@@ -64,6 +65,15 @@ def read_manifest(folder: str | Path, check_hashes: bool = True) -> dict[str, An
     for name, listed in manifest["files"].items():
         _check_file(folder / name, listed, check_hashes)
     return manifest
+
+
+def check_verified(folder: str | Path, manifest: dict[str, Any]) -> None:
+    """Raise UserError unless the export's verification was made and passed."""
+    verification = manifest["verification"]
+    if verification and verification["passed"]:
+        return
+    why = "its verification failed" if verification else "it was never verified"
+    raise UserError(f"{folder}: {why}; tools/export.py verifies, allow_unverified=True loads it all the same")
 
 
 def _check_file(path: Path, listed: dict[str, Any], check_hashes: bool) -> None:

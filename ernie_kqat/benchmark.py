@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -25,12 +26,14 @@ def latency_ms(
     encoded: Rows | Mapping[str, Rows],
     batch_sizes: Sequence[int] = (1, 32),
     repeats: int = 5,
+    enough_s: float = math.inf,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds a sentence of each predictor at each batch size, on rows (input_ids, token_type_ids).
 
     `encoded` are the rows of all, or of each by name. Tokenization is not included, checking and padding of the ids is.
     One pass to warm up, then `repeats` passes over all rows, the predictors taking turns (A B A B), so that a
-    machine that slows down slows all of them. For each name and batch size N:
+    machine that slows down slows all of them. A batch size measured for `enough_s` seconds gets no more passes.
+    For each name and batch size N:
 
     batch_N             the median: of all calls for N = 1, else of the passes
     batch_N_spread      (slowest pass - fastest pass) / median pass: what a difference has to exceed to mean anything
@@ -50,7 +53,11 @@ def latency_ms(
     with tqdm(total=total, desc="measure", unit="pass", disable=None, leave=False) as bar:
         for size in batch_sizes:
             calls: dict[str, list[np.ndarray]] = {name: [] for name in predictors}
+            start = time.perf_counter()
             for repeat in range(repeats + 1):
+                if repeat > 1 and time.perf_counter() - start > enough_s:
+                    bar.update((repeats + 1 - repeat) * len(predictors))
+                    break
                 for name, predictor in predictors.items():
                     times = _pass(predictor, rows[name], size)
                     if repeat:

@@ -1,40 +1,23 @@
-"""Strict configuration: YAML in Paddle's style -> frozen dataclasses. The classes below are the reference of every key.
+"""Configuration in Paddle's style: YAML -> frozen dataclasses. The classes below are the reference of every key.
 
-An unknown key, a wrong type or an impossible value is a `UserError` naming file, key, value and what is allowed.
+An unknown key, a wrong type or an impossible value is a `UserError` naming file, key, value and what is allowed (strict.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Literal, Optional
 
 import yaml
 
+from . import strict
 from .errors import UserError
-from .home import home
+from .strict import number, option, place
 
-HOME_VARIABLE = "$ERNIE_KQAT_HOME"
-
-# Python 3.9 resolves these annotations at run time, hence Optional and Union in place of `|`.
-
-
-def number(default: Any, low: float, high: float, help: str = "") -> Any:  # noqa: A002
-    """A numeric field whose value must lie in [low, high]."""
-    return field(default=default, metadata={"low": low, "high": high, "help": help})
-
-
-def place(default: Any, help: str) -> Any:  # noqa: A002
-    """A folder, or a name; a leading $ERNIE_KQAT_HOME stands for the cache (ernie_kqat/home.py)."""
-    return field(default=default, metadata={"help": help, "place": True})
-
-
-def option(default: Any, help: str) -> Any:  # noqa: A002
-    """A field with its one line of documentation."""
-    return field(default=default, metadata={"help": help})
+# Python 3.9 resolves these annotations at run time, hence Optional in place of `|`.
 
 
 @dataclass(frozen=True)
@@ -73,17 +56,27 @@ class Data:
 @dataclass(frozen=True)
 class WeightQuant:
     quantizer: str = option("minmax", "a file of ernie_kqat/quantizers")
-    bits: int = number(8, 2, 8, "signed and symmetric: integers in ±(2^(bits-1) - 1)")
+    bits: int = number(
+        8,
+        1,
+        8,
+        "signed and symmetric: integers in ±(2^(bits-1) - 1); quantizer ternary has 2, binary 1, all others 2 to 8",
+    )
     granularity: Literal["channel", "tensor"] = option("channel", "one step per output channel, or one per tensor")
     range: Literal["absmax", "mse", "percentile", "learned"] = option(
-        "absmax", "by the largest weight, by least squares, by a percentile of |w|, or trained from least squares on"
+        "absmax",
+        "by the largest weight, by least squares, by a percentile of |w|, or trained from least squares on (quantizer:"
+        " minmax)",
     )
     percentile: float = number(99.9, 50.0, 100.0, "of |w| (range: percentile)")
     range_lr: float = number(100.0, 0.0, 1e6, "learning rate of log(range), as a multiple (range: learned)")
+    step_lr: float = number(1.0, 0.0, 1e6, "learning rate of the step, as a multiple (quantizer: lsq)")
+    split: bool = option(False, "begin as two binary weights that sum to the ternary one (quantizer: binary)")
 
 
 @dataclass(frozen=True)
 class ActivationQuant:
+    quantizer: str = option("minmax", "a file of ernie_kqat/quantizers")
     bits: int = number(8, 2, 8, "signed; per tensor")
     range: Literal["moving_average", "mse", "percentile", "learned"] = option(
         "moving_average",
@@ -92,6 +85,8 @@ class ActivationQuant:
     )
     percentile: float = number(99.99, 50.0, 100.0, "of |x| (range: percentile)")
     range_lr: float = number(100.0, 0.0, 1e6, "learning rate of log(range), as a multiple (range: learned)")
+    step_lr: float = number(1.0, 0.0, 1e6, "learning rate of step and offset, as a multiple (quantizer: lsq)")
+    offset: bool = option(False, "a trained offset, as in LSQ+; it is deployed in the bias (quantizer: lsq)")
     moving_rate: float = number(0.9, 0.0, 1.0, "decay of the moving average of max|x| (PaddleSlim's name)")
     calibration_batches: int = number(
         20, 1, 10**6, "train batches that set the ranges before training (or instead: PTQ)"
@@ -168,7 +163,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: {tree!r} found where sections are needed ({', '.join(_keys(Config))})")
+        raise UserError(f"{path}: {tree!r} found where sections are needed ({', '.join(strict.keys(Config))})")
     return from_overrides(overrides, tree, str(path))
 
 
@@ -183,67 +178,12 @@ def from_overrides(overrides: typing.Sequence[str], tree: dict | None = None, so
 def from_tree(tree: dict, source: str, overrides: typing.Sequence[str] = ()) -> Config:
     """Build a `Config` from nested dicts; errors name `source`, or the `-o` option that the value came from."""
     origins = {text.split("=", 1)[0].strip(): text for text in overrides}
-    return _build(Config, tree, "", _Origin(source, origins))
+    return strict.build(Config, tree, "", strict.Origin(source, origins))
 
 
-def build(cls: type, tree: dict, key: str, source: str) -> Any:
-    """Build one dataclass of options from a dict, as strictly as a whole config."""
-    return _build(cls, tree, key, _Origin(source, {}))
-
-
-def to_tree(config: Any) -> Any:
-    """The nested dicts that `from_tree` reads: what resolved.yaml holds."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        tree = {}
-        for item in dataclasses.fields(config):
-            if not item.init:
-                continue
-            value = to_tree(getattr(config, item.name))
-            if item.metadata.get("open"):
-                tree.update(value)
-            else:
-                tree[item.name.rstrip("_")] = value
-        return tree
-    if isinstance(config, dict):
-        return {key: to_tree(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [to_tree(value) for value in config]
-    return config
-
-
-def describe(cls: Any = Config, prefix: str = "") -> typing.Iterator[str]:
+def describe() -> typing.Iterator[str]:
     """One line a key: name, type, default, meaning. `tools/train.py --keys` prints it."""
-    hints = typing.get_type_hints(cls)
-    for item in dataclasses.fields(cls):
-        if not item.init:
-            continue
-        hint = _not_none(hints[item.name])
-        if item.metadata.get("open"):
-            from . import methods
-
-            for name in methods.names():
-                yield from describe(methods.find(name), f"{prefix}{name}.")
-        elif dataclasses.is_dataclass(hint):
-            yield from describe(hint, f"{prefix}{item.name}.")
-        else:
-            default = "" if item.default is dataclasses.MISSING else f" = {item.default}"
-            yield f"{prefix}{item.name.rstrip('_')}{default}  ({_allowed(item, hint)})  {item.metadata.get('help', '')}"
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where values came from, for messages."""
-
-    source: str
-    overrides: dict[str, str]
-
-    def error(self, key: str, message: str) -> UserError:
-        parts = key.split(".")
-        for length in range(len(parts), 0, -1):
-            override = self.overrides.get(".".join(parts[:length]))
-            if override is not None:
-                return UserError(f"-o {override}: {key}: {message}")
-        return UserError(f"{self.source}: {key}: {message}")
+    return strict.describe(Config)
 
 
 def _apply_override(tree: dict, text: str) -> None:
@@ -256,9 +196,9 @@ def _apply_override(tree: dict, text: str) -> None:
     except yaml.YAMLError:
         raise UserError(f"-o {text}: {value!r} is not a YAML value") from None
     if len(parts) == 1:  # Paddle's short form: -o seed=1 is Global.seed=1
-        sections = [s for s in dataclasses.fields(Config) if parts[0] in _keys(_section(s.name))]
+        sections = [s for s in dataclasses.fields(Config) if parts[0] in strict.keys(_section(s.name))]
         if len(sections) != 1:
-            found = " or ".join(f"{s.name}.{parts[0]}" for s in sections) or f"one of {', '.join(_keys(Config))}"
+            found = " or ".join(f"{s.name}.{parts[0]}" for s in sections) or f"one of {', '.join(strict.keys(Config))}"
             raise UserError(f"-o {text}: say which section: {found}")
         parts = [sections[0].name, *parts]
     node = tree
@@ -274,104 +214,3 @@ def _apply_override(tree: dict, text: str) -> None:
 
 def _section(name: str) -> type:
     return typing.get_type_hints(Config)[name]
-
-
-def _keys(cls: type) -> list[str]:
-    return [f.name.rstrip("_") for f in dataclasses.fields(cls) if f.init and not f.metadata.get("open")]
-
-
-def _build(cls: Any, tree: Any, key: str, origin: _Origin) -> Any:
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise origin.error(key, f"{tree!r} found where keys are needed ({', '.join(_keys(cls))})")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(cls) if f.init and not f.metadata.get("open")}
-    open_field = next((f for f in dataclasses.fields(cls) if f.metadata.get("open")), None)
-    values: dict[str, Any] = {}
-    extra = {}
-    for name, value in tree.items():
-        where = f"{key}.{name}" if key else str(name)
-        if name in fields:
-            item = fields[name]
-            values[item.name] = _convert(item, hints[item.name], value, where, origin)
-        elif open_field is not None:
-            built = _build_method(str(name), value, where, origin, list(fields))
-            if built is not None:
-                extra[str(name)] = built
-        else:
-            raise _unknown(where, str(name), list(fields), origin)
-    if open_field is not None:
-        values[open_field.name] = extra
-    try:
-        return cls(**values)
-    except ValueError as error:  # a check across fields, in the class's __post_init__
-        raise origin.error(key, str(error)) from None
-
-
-def _build_method(name: str, value: Any, where: str, origin: _Origin, known: list[str]) -> Any:
-    from . import methods
-
-    if name not in methods.names():
-        raise _unknown(where, name, known + methods.names(), origin)
-    return None if value is None else _build(methods.find(name), value, where, origin)
-
-
-def _unknown(where: str, name: str, allowed: list[str], origin: _Origin) -> UserError:
-    close = difflib.get_close_matches(name, allowed, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return origin.error(where, f"unknown key; {hint}allowed: {', '.join(allowed)}")
-
-
-def _not_none(hint: Any) -> Any:
-    if typing.get_origin(hint) is Union:
-        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-        return kinds[0] if len(kinds) == 1 else Union[tuple(kinds)]
-    return hint
-
-
-def _allowed(item: dataclasses.Field, hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return " | ".join(str(choice) for choice in typing.get_args(hint))
-    name = getattr(hint, "__name__", str(hint))
-    if "low" in item.metadata:
-        return f"{name} in {item.metadata['low']:g}..{item.metadata['high']:g}"
-    return name
-
-
-def _convert(item: dataclasses.Field, hint: Any, value: Any, where: str, origin: _Origin) -> Any:
-    kind = _not_none(hint)
-    if value is None and kind is not hint:
-        return None
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where, origin)
-    if typing.get_origin(kind) is Literal:
-        if value not in typing.get_args(kind):
-            raise origin.error(where, f"{value!r} is not one of {_allowed(item, kind)}")
-        return value
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 (no dot) as text
-        try:
-            value = float(value)
-        except ValueError:
-            raise origin.error(where, f"{value!r} is not a number") from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if kind in (int, float):
-        return _number(item, kind, value, where, origin)
-    if typing.get_origin(kind) is list and isinstance(value, list):
-        return [str(one) for one in value] if typing.get_args(kind) == (str,) else value
-    plain = typing.get_origin(kind) or kind
-    if plain not in (Any, Union) and not isinstance(value, plain):
-        raise origin.error(where, f"{value!r} is not of type {_allowed(item, kind)}")
-    if item.metadata.get("place") and value.startswith(HOME_VARIABLE):
-        return str(home()) + value[len(HOME_VARIABLE) :]
-    return value
-
-
-def _number(item: dataclasses.Field, kind: type, value: Any, where: str, origin: _Origin) -> Any:
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise origin.error(where, f"{value!r} is not of type {_allowed(item, kind)}")
-    if "low" in item.metadata and not item.metadata["low"] <= value <= item.metadata["high"]:
-        low, high = item.metadata["low"], item.metadata["high"]
-        raise origin.error(where, f"{value} is not in {low:g}..{high:g}")
-    return value

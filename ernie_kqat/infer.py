@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .errors import UserError
-from .predictor import Predictor, lacks_text
+from .predictor import Predictor
+from .tokenizer import lacks_text
 
 WINDOW = 16  # batches read ahead, so that lines of like length share a batch
 

@@ -1,10 +1,4 @@
-"""Answers from an artifact folder, by Paddle Inference. Loads nothing of the training side.
-
-Speed on this engine is a matter of shapes: oneDNN builds its primitives anew for every shape it has not kept, which makes a
-sentence take three times as long. So few shapes are let happen, and all of them are kept: lengths are rounded up
-to a multiple of LENGTH_STEP tokens, rows to a power of two. Padding changes no answer: a padded token gets a weight of
-exp(-1e4) = 0 in the attention, and a padded row is dropped.
-"""
+"""Answers from an artifact folder, by Paddle Inference. Loads nothing of the training side."""
 
 from __future__ import annotations
 
@@ -21,13 +15,12 @@ import numpy as np
 import paddle.inference
 from paddle.base import core
 
-from . import artifact, machine
+from . import artifact, machine, shapes
 from .errors import UserError
-from .tokenizer import Encoded, load_tokenizer
+from .tokenizer import Encoded, lacks_text, load_tokenizer
 
 ENGINES = ("onednn_int8", "fp32")
 INPUTS = ("input_ids", "token_type_ids")
-LENGTH_STEP = 4  # tokens: more pads more in batches, fewer never stops meeting new shapes, each of which is kept
 KEEP_EVERY_SHAPE = 0  # Paddle's word for a primitive cache without limit; there are few shapes
 
 log = logging.getLogger(__name__)
@@ -61,8 +54,9 @@ class Predictor:
         if threads < 1:
             raise UserError(f"threads: {threads} is under 1")
         manifest = artifact.read_manifest(folder, check_hashes)
-        _check_verified(folder, manifest, allow_unverified)
-        _check_engine(folder, manifest["engine"])
+        if not allow_unverified:
+            artifact.check_verified(folder, manifest)
+        check_engine(folder, manifest["engine"])
         self.manifest = manifest
         self.labels: list[str] = manifest["labels"]
         self.pair: bool = manifest["pair"]
@@ -155,14 +149,7 @@ class Predictor:
         return np.stack(checked).astype(np.int64, copy=False)
 
     def _batch(self, rows: list[np.ndarray]) -> np.ndarray:
-        """int64 [2, padded rows, padded tokens]; the first row is the longest."""
-        length = min(-(-rows[0].shape[1] // LENGTH_STEP) * LENGTH_STEP, self.max_length)
-        padded_rows = 1 << (len(rows) - 1).bit_length()
-        batch = np.zeros((2, padded_rows, length), np.int64)
-        batch[0] = self.manifest["pad_token_id"]
-        for index, row in enumerate(rows):
-            batch[:, index, : row.shape[1]] = row
-        return batch
+        return shapes.pad(rows, self.manifest["pad_token_id"], self.max_length)
 
     @contextlib.contextmanager
     def _engine(self) -> Iterator[_Engine]:
@@ -172,12 +159,6 @@ class Predictor:
         yield engine
         with self._lock:  # not reached when the block raised: what an engine holds then is unknown, so it is dropped
             self._idle.append(engine)
-
-
-def lacks_text(row: Encoded) -> bool:
-    """Whether the text, or the second text of a pair, has no token: only [CLS] [SEP], or only [SEP], is left of it."""
-    second = sum(row.token_type_ids)
-    return len(row.input_ids) - second <= 2 or second == 1
 
 
 class _Engine:
@@ -220,15 +201,7 @@ def _load(folder: Path, manifest: dict[str, Any], threads: int) -> paddle.infere
     return predictor
 
 
-def _check_verified(folder: Path, manifest: dict[str, Any], allow_unverified: bool) -> None:
-    verification = manifest["verification"]
-    if allow_unverified or (verification and verification["passed"]):
-        return
-    why = "its verification failed" if verification else "it was never verified"
-    raise UserError(f"{folder}: {why}; tools/export.py verifies, allow_unverified=True loads it all the same")
-
-
-def _check_engine(folder: Path, engine: str) -> None:
+def check_engine(folder: Path, engine: str) -> None:
     if engine not in ENGINES:
         raise UserError(f"{folder}: engine {engine!r} is not one of {', '.join(ENGINES)}")
     if not core.is_compiled_with_mkldnn():

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 import paddleslim
 
-from . import config
+from . import config, strict
 from .errors import UserError
 from .methods.kurtosis import Kurtosis
 from .quantizers import attach
@@ -67,6 +67,10 @@ class KurtosisQAT(paddleslim.QAT):
         if self.kurtosis is not None:
             self.kurtosis.attach(model, lambda: _matrices(self.pretrained, model))
         return model
+
+    def calibration_batches(self) -> int:
+        """How many forwards in training mode until every activation range that is set once is set."""
+        return max((entry.activation.calibration_batches for entry in self.plan if entry.activation), default=0)
 
     def regularization(self) -> paddle.Tensor:
         """The weighted kurtosis term, to be added to the task loss."""
@@ -128,8 +132,8 @@ def _parse(options: dict) -> tuple[config.Quant, Kurtosis | None]:
     left = set(options) - IGNORED
     if left:
         raise UserError(f"{source}: unknown keys: {', '.join(sorted(left))}")
-    quant = config.build(config.Quant, tree, "quant", source)
-    return quant, None if kurtosis is None else config.build(Kurtosis, kurtosis, "kurtosis", source)
+    quant = strict.build(config.Quant, tree, "quant", source)
+    return quant, None if kurtosis is None else strict.build(Kurtosis, kurtosis, "kurtosis", source)
 
 
 def _matrices(source: Any, model: paddle.nn.Layer) -> Mapping[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from . import run_folder
 from .config import Data, Quant
 from .errors import UserError
 from .models import loading
+from .models.folder import labels_of
 from .qat import KurtosisQAT
 from .quantizers.attach import load_quantizer_buffers
 
@@ -63,7 +63,7 @@ def restore_run(run: str | Path, fp32: str | None = None) -> Restored:
 
 def restore_folder(folder: str | Path, data: Data | None = None) -> Restored:
     """A PaddleNLP model folder with a trained classifier, in fp32."""
-    labels = folder_labels(Path(folder))
+    labels = labels_of(Path(folder))
     model = loading.load_classifier(str(folder), len(labels))
     if model.new_head:
         raise UserError(f"{folder}: an encoder without a classifier; fine-tune it first (tools/train.py)")
@@ -73,26 +73,6 @@ def restore_folder(folder: str | Path, data: Data | None = None) -> Restored:
 
 def _is_classifier(folder: Path, labels: list[str]) -> bool:
     """Whether a folder holds a model that was fine-tuned for these labels, and not an encoder to begin from."""
-    if not folder.is_dir() or folder_labels(folder) != labels:
+    if not folder.is_dir() or labels_of(folder) != labels:
         return False
     return not loading.load_classifier(str(folder), len(labels)).new_head
-
-
-def folder_labels(folder: Path) -> list[str]:
-    """Label names in order of their ids from config.json; `0`, `1`, … for the classes of a folder that names none."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: not a model folder: it has no config.json")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        names = settings.get("id2label") or {}
-        names = {int(index): str(label) for index, label in names.items()}
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: unreadable: {error}") from None
-    count = settings.get("num_labels") or settings.get("num_choices") or 2
-    if sorted(names) != list(range(len(names))) or not names:
-        return [str(index) for index in range(count)]
-    labels = [names[index] for index in range(len(names))]
-    if labels == [f"LABEL_{index}" for index in range(len(labels))]:  # a placeholder, not a name
-        return [str(index) for index in range(len(labels))]
-    return labels

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from . import config, files
+from . import config, files, strict
 from .errors import UserError
 
 BEST, LATEST, RESOLVED, SUMMARY = "best_model", "latest", "resolved.yaml", "summary.json"
@@ -40,7 +40,7 @@ class RunFolder:
         if self._replaces:
             self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
-        tree = config.to_tree(self.settings)
+        tree = strict.to_tree(self.settings)
         files.write_text(self.path / RESOLVED, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
     @property
@@ -80,8 +80,8 @@ class RunFolder:
     def _check_same(self, settings: config.Config, used: bool) -> None:
         if not used:
             raise UserError(f"{self.path}: no run to resume here (no {RESOLVED})")
-        before = _flat(config.to_tree(read_settings(self.path)))
-        now = _flat(config.to_tree(settings))
+        before = _flat(strict.to_tree(read_settings(self.path)))
+        now = _flat(strict.to_tree(settings))
         free = {"Global.output_dir", "Global.log_every", "Global.visualdl"}
         differing = [k for k in sorted({*before, *now} - free) if before.get(k) != now.get(k)]
         if differing:

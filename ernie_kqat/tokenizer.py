@@ -156,6 +156,12 @@ def load_tokenizer(
     return fast
 
 
+def lacks_text(row: Encoded) -> bool:
+    """Whether the text, or the second text of a pair, has no token: only [CLS] [SEP], or only [SEP], is left of it."""
+    second = sum(row.token_type_ids)
+    return len(row.input_ids) - second <= 2 or second == 1
+
+
 def _encode(
     ids_of: Callable[[Sequence[str]], list[list[int]]],
     cls: int,

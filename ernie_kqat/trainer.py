@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -26,10 +27,10 @@ from .methods import Method
 from .methods.kurtosis import Kurtosis
 from .models import loading
 from .qat import KurtosisQAT
-from .quantizers.attach import quantizer_buffers
+from .quantizers.attach import QUANTIZER_STATE, quantizer_buffers
 from .tokenizer import load_tokenizer
 
-NO_DECAY = ("bias", "norm", "log_range")
+NO_DECAY = ("bias", "norm", QUANTIZER_STATE)
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Trainer:
         self.vocabulary = loading.vocabulary_folder(source)
         self.data = load_task_data(settings.Data, load_tokenizer(self.vocabulary), settings.Global.seed)
         self.model = loading.load_classifier(source, len(self.data.labels), settings.Model.dropout)
+        self.model.config.id2label = dict(enumerate(self.data.labels))
         self.pad_token_id = self.model.ernie.pad_token_id
         self.dev_labels = np.asarray(self.data.dev.labels)
         self.lengths = [len(row) for row in self.data.train.input_ids]
@@ -79,7 +81,7 @@ class Trainer:
         if settings.Train.max_steps is not None:
             self.total_steps = min(self.total_steps, settings.Train.max_steps)
         for method in self.methods:
-            method.start(self.total_steps)
+            method.start(self.total_steps, self.steps_per_epoch)
         self.scheduler = paddle.optimizer.lr.LambdaDecay(settings.Train.learning_rate, self._learning_rate_share)
         self.optimizer = self._make_optimizer()
 
@@ -90,8 +92,9 @@ class Trainer:
         if resume:
             self._restore()
         elif self.qat is not None:
-            count = min(self.qat.quant.activation.calibration_batches, len(self._order(0)))
-            calibrate(self.model, (self._batch(rows) for rows in self._order(0)[:count]), count)
+            count = self.qat.calibration_batches()
+            order = itertools.islice(itertools.cycle(self._order(0)), count)
+            calibrate(self.model, map(self._batch, order), count)
         if not resume and (self.total_steps == 0 or not self.model.new_head):
             self._evaluate()  # the start is a candidate too: no run returns a model worse on dev than the one it began with
         if self.progress.step < self.total_steps:
@@ -126,17 +129,18 @@ class Trainer:
 
     def _step(self, batches: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         """One optimizer step over the accumulated batches; returns what to log."""
-        paddle.seed(self._step_seed())
         learning_rate = self.optimizer.get_lr()
+        task_weight = math.prod(method.task_weight() for method in self.methods)
 
         def gradients() -> dict[str, float]:
+            paddle.seed(self._step_seed())  # a method that asks twice meets the same dropout
             self.optimizer.clear_grad()
             total = sum(len(batch["labels"]) for batch in batches)
             sums: dict[str, float] = {}
             for batch in batches:
                 share = len(batch["labels"]) / total
                 logits = self.model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"]))
-                losses = {"loss": F.cross_entropy(logits, paddle.to_tensor(batch["labels"]))}
+                losses = {"loss": task_weight * F.cross_entropy(logits, paddle.to_tensor(batch["labels"]))}
                 for method in self.methods:
                     losses.update(method.loss_terms(batch, logits))
                 (sum(losses.values()) * share).backward()

@@ -10,6 +10,7 @@ import numpy as np
 from ernie_kqat import KurtosisQAT, artifact
 from ernie_kqat.calibration import calibrate
 from ernie_kqat.export import program
+from ernie_kqat.export.exporter import serving_conf
 from ernie_kqat.models.loading import load_classifier
 
 MAX_LENGTH = 64
@@ -33,6 +34,7 @@ def make_artifact(folder: Path, model_folder: Path, engine: str = "onednn_int8",
     for name in TOKENIZER_FILES:
         shutil.copyfile(model_folder / name, folder / name)
     inputs, output = program.names(stem)
+    (folder / artifact.SERVING_CONF).write_text(serving_conf(inputs, output, 2), encoding="utf-8")
     fields = {
         "engine": engine,
         "labels": ["negative", "positive"],

@@ -18,6 +18,7 @@ from ernie_kqat.home import home
 
 sys.path.insert(0, str(Path(__file__).parent))
 from artifacts import make_artifact
+from running import guarded, server  # noqa: F401  fixtures
 from tiny_ernie import make_tiny_ernie, make_tiny_task
 
 

@@ -9,7 +9,7 @@ import paddle
 import pytest
 from tiny_ernie import make_tiny_ernie
 
-from ernie_kqat import UserError, config
+from ernie_kqat import UserError, config, strict
 from ernie_kqat.analysis import activations, analyze, sensitivity, tables, training, weights
 from ernie_kqat.analysis.workbench import Workbench, open_workbench
 from ernie_kqat.data.batching import collate, epoch_batches
@@ -148,7 +148,7 @@ class Counting(Workbench):
 
 @pytest.fixture(scope="module")
 def bench(tiny_ernie, task):
-    quant = config.build(config.Quant, {"weight": {"bits": 2, "granularity": "tensor"}}, "quant", "test")
+    quant = strict.build(config.Quant, {"weight": {"bits": 2, "granularity": "tensor"}}, "quant", "test")
     return open_workbench(tiny_ernie, task, quant, columns=config.Data(max_length=32), rows=16)
 
 

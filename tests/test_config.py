@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ernie_kqat import UserError, config
+from ernie_kqat import UserError, config, strict
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -34,7 +34,7 @@ def test_methods_are_keys_of_slim(tmp_path):
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
-        ("Slim: {quant: {weight: {bits: 9}}}", [], "a.yaml: Slim.quant.weight.bits: 9 is not in 2..8"),
+        ("Slim: {quant: {weight: {bits: 9}}}", [], "a.yaml: Slim.quant.weight.bits: 9 is not in 1..8"),
         ("Slim: {quant: {weight: {bits: 4.5}}}", [], "Slim.quant.weight.bits: 4.5 is not of type int"),
         ("Slim: {quant: {weight: {bits: yes}}}", [], "Slim.quant.weight.bits: True is not of type int"),
         ("Trian: {epochs: 1}", [], "a.yaml: Trian: unknown key; did you mean Train?"),
@@ -72,8 +72,8 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_parses_and_survives_a_round_trip(path):
     found = config.load(path)
-    tree = yaml.safe_load(yaml.safe_dump(config.to_tree(found)))
-    assert config.to_tree(config.from_tree(tree, "again")) == config.to_tree(found)
+    tree = yaml.safe_load(yaml.safe_dump(strict.to_tree(found)))
+    assert strict.to_tree(config.from_tree(tree, "again")) == strict.to_tree(found)
 
 
 def test_every_key_is_documented():

@@ -22,7 +22,7 @@ def by_name(checks):
 def run_tool(*arguments, **environment):
     command = [sys.executable, str(ROOT / "tools/doctor.py"), *arguments]
     return subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=600
     )
 
 

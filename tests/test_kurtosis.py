@@ -147,7 +147,7 @@ def test_a_wrong_target_file_is_named(tmp_path, text, message):
 def test_annealing_moves_evenly_in_log_kurtosis():
     name = "encoder.layers.0.linear2"
     method = attached(targets=[[name, {"anneal": 2.0}]])
-    method.start(11)
+    method.start(11, 11)
     k0 = oracle(matrices()[name])[0]
     found = []
     for _ in range(13):

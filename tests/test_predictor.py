@@ -14,7 +14,7 @@ import paddle
 import pytest
 from artifacts import MAX_LENGTH, make_artifact, random_rows
 
-from ernie_kqat import Predictor, UserError, artifact, files, predictor
+from ernie_kqat import Predictor, UserError, artifact, files, predictor, shapes
 from ernie_kqat.models.loading import load_classifier
 
 
@@ -63,10 +63,10 @@ def test_shapes_are_few(model, monkeypatch):
     monkeypatch.setattr(predictor._Engine, "run", lambda self, batch: seen.add(batch.shape) or run(self, batch))
     for count in range(1, 40):
         model.logits(random_rows(count, 150, seed=count))
-    lengths = -(-MAX_LENGTH // predictor.LENGTH_STEP)
+    lengths = -(-MAX_LENGTH // shapes.LENGTH_STEP)
     assert len(seen) <= 6 * lengths
     assert {shape[1] for shape in seen} == {1, 2, 4, 8, 16, 32}
-    assert all(shape[2] % predictor.LENGTH_STEP == 0 for shape in seen)
+    assert all(shape[2] % shapes.LENGTH_STEP == 0 for shape in seen)
 
 
 def test_a_padded_length_never_exceeds_what_the_model_takes(tmp_path, tiny_ernie):

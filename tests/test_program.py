@@ -84,14 +84,20 @@ def test_one_linear_equals_integer_arithmetic(tmp_path, bits, activation_bits, k
     assert (np.abs(model(paddle.to_tensor(x)).numpy() - exact) / scale).max() < 1e-5
 
 
+def ernie_inputs():
+    """input_ids and token_type_ids of eight rows, five of them padded."""
+    ids = np.random.default_rng(0).integers(5, 90, (8, 11))
+    ids[3:, 8:] = 0
+    return ids, np.zeros_like(ids)
+
+
 def ernie(tiny_ernie, **options):
     model = load_classifier(str(tiny_ernie), 2)
     qat = KurtosisQAT(options)
     qat.quantize(model)
     model.eval()
-    ids = np.random.default_rng(0).integers(5, 90, (8, 11))
-    ids[3:, 8:] = 0
-    calibrated(model, paddle.to_tensor(ids), paddle.to_tensor(np.zeros_like(ids)))
+    ids, types = ernie_inputs()
+    calibrated(model, paddle.to_tensor(ids), paddle.to_tensor(types))
     return qat, model, ids
 
 

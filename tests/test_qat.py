@@ -103,7 +103,7 @@ def test_targets_come_from_the_given_pretrained_weights(model, tiny_ernie):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight_bits": 9}, "9 is not in 2..8"),
+        ({"weight_bits": 9}, "9 is not in 1..8"),
         ({"weight_quantize_type": "range_abs_max"}, "'range_abs_max' is not one of"),
         ({"activation_quantize_type": "abs_max"}, "is not moving_average_abs_max"),
         ({"weight_preprocess_type": "PACT"}, "not part of the deployed program"),
@@ -112,7 +112,10 @@ def test_targets_come_from_the_given_pretrained_weights(model, tiny_ernie):
         ({"kurtosis": {"lamda": 1}}, "did you mean lambda"),
         ({"layers": [["nothing", "skip"]]}, "'nothing' has no effect: no layer matches"),
         ({"layers": [["linear1", "fp32"]]}, "'fp32' is not `skip`"),
-        ({"layers": [["linear1", {"weight": {"bits": 1}}]]}, "1 is not in 2..8"),
+        (
+            {"layers": [["linear1", {"weight": {"bits": 1}}]]},
+            "1 for ernie.encoder.layers.0.linear1; quantizer minmax has 2",
+        ),
     ],
 )
 def test_wrong_options_are_named(model, options, message):

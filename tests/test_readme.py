@@ -44,9 +44,8 @@ def test_commands_name_what_exists(path):
         if words[0] == "make":
             assert set(words[1:]) <= targets, command
         elif words[:1] == ["python"] and words[1].startswith("tools/"):
-            text = (ROOT / words[1]).read_text(encoding="utf-8") + (ROOT / "ernie_kqat/cli.py").read_text(
-                encoding="utf-8"
-            )
+            sources = (words[1], "ernie_kqat/cli.py", "ernie_kqat/serving/settings.py")  # where options are named
+            text = "".join((ROOT / source).read_text(encoding="utf-8") for source in sources)
             for word in words[2:]:
                 if word.startswith("--"):
                     assert f'"{word}"' in text, f"{command}: {word}"

@@ -161,7 +161,11 @@ TRAIN_MISTAKES = [
     ("unknown key", lambda t, m: {"Train": {"epoch": 1}}, "Train.epoch: unknown key"),
     ("impossible value", lambda t, m: {"Train": {"batch_size": 0}}, "Train.batch_size: 0 is not in"),
     ("unknown method", lambda t, m: {"Slim": {"lsq": {}}}, "Slim.lsq: unknown key"),
-    ("unknown quantizer", lambda t, m: {"Slim": {"quant": {"weight": {"quantizer": "x"}}}}, "'x' is not one of minmax"),
+    (
+        "unknown quantizer",
+        lambda t, m: {"Slim": {"quant": {"weight": {"quantizer": "x"}}}},
+        "'x' is not one of lsq, minmax",
+    ),
     ("rule without effect", lambda t, m: {"Slim": {"quant": {"layers": [["conv", "skip"]]}}}, "'conv' has no effect"),
     ("bad regex", lambda t, m: {"Slim": {"quant": {"layers": [["(", "skip"]]}}}, "not a regular expression"),
     ("bad target", lambda t, m: {"Slim": {"kurtosis": {"targets": {"cap": 0}}}}, "not a target policy"),

@@ -1,4 +1,4 @@
-"""Make .venv from requirements.lock, hashes checked; does nothing if it is up to date. Needs only CPython and pip."""
+"""Make .venv from the lock files, hashes checked; does nothing if it is up to date. Needs only CPython and pip."""
 
 import hashlib
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / ".installed"
-SOURCES = ("requirements.lock", "setup.py")
+SOURCES = ("requirements.lock", "requirements-serving.lock", "requirements-serving-paddle.txt", "setup.py")
 
 
 def main() -> int:
@@ -22,11 +22,12 @@ def main() -> int:
     )
     if STAMP.is_file() and STAMP.read_text(encoding="utf-8") == wanted:
         return 0
-    print(f"making {VENV.name} from requirements.lock (a minute or two) …", flush=True)
+    print(f"making {VENV.name} from the lock files (a minute or two) …", flush=True)
     venv.create(VENV, with_pip=True, clear=True)
     pip = [str(VENV / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
     for arguments in (
-        ["--require-hashes", "-r", "requirements.lock"],
+        ["--require-hashes", "-r", "requirements.lock", "-r", "requirements-serving.lock"],
+        ["--require-hashes", "--no-deps", "-r", "requirements-serving-paddle.txt"],
         ["--no-deps", "--no-build-isolation", "-e", "."],
     ):
         if subprocess.run(pip + arguments, cwd=ROOT, check=False).returncode:

@@ -1,6 +1,6 @@
 """Accuracy when the weights' step is not the one trained for: step x 0.5 to 1.5, powers of two, other bit widths."""
 
-from ernie_kqat import cli, config
+from ernie_kqat import cli, config, strict
 from ernie_kqat.errors import UserError, run_tool
 
 EPILOG = """examples:
@@ -26,7 +26,7 @@ def main() -> int:
 
     options = robustness.Options(
         data=arguments.data,
-        quant=config.Quant(config.build(config.WeightQuant, weight, "weight", "command line"), quant.activation),
+        quant=config.Quant(strict.build(config.WeightQuant, weight, "weight", "command line"), quant.activation),
         calibration=arguments.calibration,
         fp32_activations=arguments.fp32_activations,
         rows=arguments.rows,

@@ -9,7 +9,7 @@ import paddle
 from paddle.nn.quant.quant_layers import QuantizedLinear
 from tqdm import tqdm
 
-from .. import config
+from .. import config, strict
 from ..data.batching import collate, epoch_batches
 from ..data.dataset import Split
 from ..quantizers import ActivationQuantizer, find, numeric
@@ -95,7 +95,7 @@ def _hook(observed: _Observed):
 
 
 def _observer(way: str, batches: int) -> ActivationQuantizer:
-    options = config.build(config.ActivationQuant, {"range": way, "calibration_batches": batches}, "range", "analysis")
+    options = strict.build(config.ActivationQuant, {"range": way, "calibration_batches": batches}, "range", "analysis")
     observer = find("minmax", ActivationQuantizer)(options)
     observer.train()
     return observer

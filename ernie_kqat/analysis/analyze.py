@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import config, files, run_folder
+from .. import config, files, run_folder, strict
 from ..data.dataset import Split, find_file, load_eval_split
 from ..errors import UserError
 from ..models import hub
@@ -174,7 +174,7 @@ def _analyze(
 
 def _sensitivity(options: Options, output: Path, model: str) -> sensitivity.Sensitivity:
     assert options.data is not None
-    quant = config.build(
+    quant = strict.build(
         config.Quant,
         {"weight": {"bits": options.bits, "granularity": options.granularity, "range": options.range}},
         "quant",

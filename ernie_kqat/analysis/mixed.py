@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import config, files, run_folder
+from .. import config, files, run_folder, strict
 from ..calibration import calibrate_rows
 from ..data.dataset import Split, load_eval_split
 from ..errors import UserError
@@ -62,7 +62,7 @@ class Options:
     def quant(self, bits: int) -> config.Quant:
         """Every layer at `bits`."""
         weight = {"bits": bits, "granularity": self.granularity, "range": self.range}
-        return config.build(config.Quant, {"weight": weight, "activation": asdict(self.activation)}, "quant", "options")
+        return strict.build(config.Quant, {"weight": weight, "activation": asdict(self.activation)}, "quant", "options")
 
 
 def packed_bytes(shape: tuple[int, ...], bits: int, granularity: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from .. import __version__, artifact, config, files, run_folder
+from .. import __version__, artifact, config, files, run_folder, strict
 from ..calibration import calibrate_rows
 from ..data.dataset import Split, load_eval_split
 from ..errors import UserError
@@ -99,7 +99,7 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path) 
         if (restored.vocabulary / name).is_file():
             shutil.copyfile(restored.vocabulary / name, folder / name)
     inputs, output = program.names(stem)
-    files.write_text(folder / "serving_server_conf.prototxt", _serving_conf(inputs, output, len(restored.labels)))
+    files.write_text(folder / artifact.SERVING_CONF, serving_conf(inputs, output, len(restored.labels)))
     settings = restored.model.config
     fields = {
         "ernie_kqat": __version__,
@@ -116,7 +116,7 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path) 
         "output": output,
         "quantization": None
         if restored.quant is None
-        else {**config.to_tree(restored.quant), "plan": list(restored.plan)},
+        else {**strict.to_tree(restored.quant), "plan": list(restored.plan)},
         "verification": None,
     }
     artifact.write_manifest(folder, fields, [path.name for path in folder.iterdir()])
@@ -139,7 +139,7 @@ def _train_file(path: Path) -> Path:
     return path
 
 
-def _serving_conf(inputs: list[str], output: str, classes: int) -> str:
+def serving_conf(inputs: list[str], output: str, classes: int) -> str:
     """Paddle Serving's description of the program: int64 ids of any length in, float32 logits out."""
     feed = "".join(
         f'feed_var {{\n  name: "{name}"\n  alias_name: "{name}"\n  is_lod_tensor: false\n  feed_type: 0\n  shape: -1\n}}\n'

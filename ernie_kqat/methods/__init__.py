@@ -18,8 +18,12 @@ class Method:
     def attach(self, model, pretrained: Callable[[], Mapping[str, np.ndarray]]) -> None:
         """Once, before the optimizer is made. `pretrained()` gives the original weight matrices by parameter name."""
 
-    def start(self, total_steps: int) -> None:
-        """Once, before the first step: how many optimizer steps the whole training has."""
+    def start(self, total_steps: int, steps_per_epoch: int) -> None:
+        """Once, before the first step: how many optimizer steps the whole training and an epoch have."""
+
+    def task_weight(self) -> float:
+        """What the task's own loss is multiplied by."""
+        return 1.0
 
     def loss_terms(self, batch: Any, outputs: Any) -> dict:
         """Weighted terms to add to the task loss, by name; called once for each forward."""

@@ -77,6 +77,26 @@ def check_sizes(path: Path, tree: dict[str, Any]) -> None:
         raise UserError(f"{path}: hidden_act: {activation!r} is not one of {', '.join(ACTIVATIONS)}")
 
 
+def labels_of(folder: Path) -> list[str]:
+    """Label names in order of their ids from config.json; `0`, `1`, … for the classes of a folder that names none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a model folder: it has no config.json")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        names = settings.get("id2label") or {}
+        names = {int(index): str(label) for index, label in names.items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: unreadable: {error}") from None
+    count = settings.get("num_labels") or settings.get("num_choices") or 2
+    if sorted(names) != list(range(len(names))) or not names:
+        return [str(index) for index in range(count)]
+    labels = [names[index] for index in range(len(names))]
+    if labels == [f"LABEL_{index}" for index in range(len(labels))]:  # a placeholder, not a name
+        return [str(index) for index in range(len(labels))]
+    return labels
+
+
 def read_config(folder: Path) -> ErnieConfig:
     """The ErnieConfig in config.json (or in an old folder's model_config.json); UserError where it cannot be one."""
     if not (folder / CONFIG).is_file() and (folder / LEGACY_CONFIG).is_file():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import paddle
@@ -18,6 +19,7 @@ from ..errors import UserError
 from . import numeric
 
 ROUND = 12582912.0  # 1.5 x 2^23: adding and subtracting it rounds float32 half to even, as oneDNN does (paddle.round does not)
+Kind = TypeVar("Kind", bound="Quantizer")
 
 
 def on_grid(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
@@ -39,6 +41,18 @@ class StraightThrough(PyLayer):
     @staticmethod
     def forward(ctx, x, step, low, high):
         return on_grid(x, step, low, high)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class PassThrough(PyLayer):
+    """`quantized`, an array, forward; identity backward to `x`: the straight-through estimator for what NumPy has quantized."""
+
+    @staticmethod
+    def forward(ctx, x, quantized):
+        return paddle.to_tensor(quantized)
 
     @staticmethod
     def backward(ctx, grad):
@@ -89,11 +103,13 @@ class Quantizer(paddle.nn.Layer):
 class WeightQuantizer(Quantizer):
     """Symmetric, integers in ±(2^(bits-1) - 1); forward(weight [in, out]) -> the weight on its grid."""
 
+    allowed_bits: Sequence[int] = range(2, 9)
+
     def __init__(self, options: Any, weight: paddle.Tensor):
         super().__init__()
         self.options = options
         self.bits = options.bits
-        self.high = numeric.qmax(options.bits)
+        self.high = max(1, numeric.qmax(options.bits))
         self.low = -self.high
 
     def integers(self, weight: paddle.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +120,17 @@ class WeightQuantizer(Quantizer):
     def current_step(self, weight: paddle.Tensor) -> paddle.Tensor:
         """The step for this very weight, without changing any state."""
         return self.step()
+
+
+class IntegersWeight(WeightQuantizer):
+    """A weight quantizer whose `integers`, a pure function of weight and state, is all there is: straight through."""
+
+    def current_step(self, weight):
+        return paddle.to_tensor(self.integers(weight)[1])
+
+    def forward(self, weight):
+        q, step = self.integers(weight)
+        return PassThrough.apply(weight, q.astype(np.float32) * step)
 
 
 class ActivationQuantizer(Quantizer):
@@ -119,9 +146,18 @@ class ActivationQuantizer(Quantizer):
     def share(self, other: ActivationQuantizer) -> None:
         """Use the trained parameters of `other`, which reads the same tensor by the same rule."""
 
+    def offset(self) -> float:
+        """What is subtracted before rounding, and added again after it; deployed in the layer's bias."""
+        return 0.0
+
     def calibrated(self) -> bool:
         """Whether the range was ever set."""
         return True
+
+    def check_calibrated(self) -> None:
+        """Raise UserError if the range was never set."""
+        if not self.calibrated():
+            raise UserError("an activation range was never set: calibrate or train before evaluating a quantized model")
 
 
 def names() -> list[str]:
@@ -129,7 +165,7 @@ def names() -> list[str]:
     return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "attach")]
 
 
-def find(name: str, kind: type) -> type:
+def find(name: str, kind: type[Kind]) -> type[Kind]:
     """The subclass of `kind` (WeightQuantizer or ActivationQuantizer) in quantizers/<name>.py; UserError if there is none."""
     if name in names():
         module = importlib.import_module(f"{__name__}.{name}")

@@ -14,11 +14,12 @@ import numpy as np
 import paddle
 from paddle.nn.quant.quant_layers import QuantizedLinear
 
-from .. import config, rules
+from .. import config, rules, strict
 from ..errors import UserError
 from . import ActivationQuantizer, WeightQuantizer, find
 
 KEY = "Slim.quant.layers"
+QUANTIZER_STATE = "._fake_quant_"  # in the name of what belongs to a quantizer: ranges, trained steps
 SAME_INPUT = re.compile(r"^(.*\.self_attn)\.[qkv]_proj$")  # they read one tensor, which the engine quantizes once
 
 
@@ -34,7 +35,10 @@ class LayerPlan:
         if self.weight is None or self.activation is None:
             return f"{self.name}: fp32"
         w, a = self.weight, self.activation
-        return f"{self.name}: W{w.bits} {w.quantizer} per {w.granularity}, range {w.range}; A{a.bits} range {a.range}"
+        weight, activation = (f", range {part.range}" if part.quantizer == "minmax" else "" for part in (w, a))
+        offset = " with offset" if a.quantizer == "lsq" and a.offset else ""
+        kind = f"{w.quantizer} split" if w.split else w.quantizer
+        return f"{self.name}: W{w.bits} {kind} per {w.granularity}{weight}; A{a.bits} {a.quantizer}{activation}{offset}"
 
 
 def make_plan(model: paddle.nn.Layer, quant: config.Quant) -> list[LayerPlan]:
@@ -55,7 +59,13 @@ def _layer_plan(name: str, quant: config.Quant, override) -> LayerPlan:
     for part in ("weight", "activation"):
         base = getattr(quant, part)
         merged = {**dataclasses.asdict(base), **(override.get(part) or {})}
-        parts[part] = config.build(type(base), merged, f"{KEY} ({name}).{part}", "config")
+        parts[part] = strict.build(type(base), merged, f"{KEY} ({name}).{part}", "config")
+    allowed = find(parts["weight"].quantizer, WeightQuantizer).allowed_bits
+    if parts["weight"].bits not in allowed:
+        raise UserError(
+            f"Slim.quant.weight.bits: {parts['weight'].bits} for {name}; quantizer {parts['weight'].quantizer} has"
+            f" {allowed[0]}{f' to {allowed[-1]}' if len(allowed) > 1 else ''}"
+        )
     return LayerPlan(name, **parts)
 
 
@@ -71,10 +81,10 @@ def fill_slots(model: paddle.nn.Layer, plan: list[LayerPlan]) -> None:
     layers = dict(model.named_sublayers())
     siblings: dict[tuple, ActivationQuantizer] = {}
     for entry in plan:
-        if entry.weight is not None:
+        if entry.weight is not None and entry.activation is not None:
             layer = layers[entry.name]
             layer._fake_quant_weight = find(entry.weight.quantizer, WeightQuantizer)(entry.weight, layer.weight)
-            layer._fake_quant_input = find("minmax", ActivationQuantizer)(entry.activation)
+            layer._fake_quant_input = find(entry.activation.quantizer, ActivationQuantizer)(entry.activation)
             same = SAME_INPUT.match(entry.name)
             if same:
                 layer._fake_quant_input.share(siblings.setdefault((same[1], entry.activation), layer._fake_quant_input))
@@ -95,15 +105,19 @@ class LayerGrid:
     activation_bits: int
 
 
-class ClippedLinear(paddle.nn.Linear):
-    """A Linear whose input saturates at the bounds of fewer than 8 bits, which the engine's int8 would not do."""
+class FittedLinear(paddle.nn.Linear):
+    """A Linear whose input is first fitted to the engine's int8, which knows neither offsets nor fewer bits than 8."""
 
-    def __init__(self, in_features: int, out_features: int, low: float, high: float):
+    def __init__(self, in_features: int, out_features: int, offset: float, bounds: tuple[float, float] | None):
         super().__init__(in_features, out_features)
-        self._low, self._high = low, high
+        self._offset, self._bounds = offset, bounds
 
     def forward(self, x):
-        return paddle.nn.functional.linear(paddle.clip(x, self._low, self._high), self.weight, self.bias)
+        if self._offset:
+            x = x - self._offset
+        if self._bounds:
+            x = paddle.clip(x, *self._bounds)
+        return paddle.nn.functional.linear(x, self.weight, self.bias)
 
 
 def deployable(model: paddle.nn.Layer) -> tuple[paddle.nn.Layer, dict[str, LayerGrid]]:
@@ -116,17 +130,15 @@ def deployable(model: paddle.nn.Layer) -> tuple[paddle.nn.Layer, dict[str, Layer
         activation = layer._fake_quant_input
         if not activation.calibrated():
             raise UserError(f"{name}: its activation range was never set; calibrate or train before exporting")
-        activation_step = float(activation.step())
-        size = layer.weight.shape
-        linear: paddle.nn.Linear
-        if activation.bits < 8:
-            linear = ClippedLinear(
-                size[0], size[1], activation.low * activation_step, activation.high * activation_step
-            )
-        else:
-            linear = paddle.nn.Linear(*size)
-        linear.weight.set_value(q.astype(np.float32) * step)
-        linear.bias.set_value(np.zeros(size[1], "float32") if layer.bias is None else layer.bias)
+        activation_step, offset = float(activation.step()), activation.offset()
+        bounds = (activation.low * activation_step, activation.high * activation_step) if activation.bits < 8 else None
+        rows, columns = layer.weight.shape
+        fitted = offset or bounds
+        linear = FittedLinear(rows, columns, offset, bounds) if fitted else paddle.nn.Linear(rows, columns)
+        on_grid = q.astype(np.float32) * step
+        bias = np.zeros(columns, np.float32) if layer.bias is None else layer.bias.numpy()
+        linear.weight.set_value(on_grid)
+        linear.bias.set_value(bias + np.float32(offset) * on_grid.sum(axis=0))
         parent, _, leaf = name.rpartition(".")
         setattr(dict(plain.named_sublayers(include_self=True))[parent], leaf, linear)
         grids[linear.weight.name] = LayerGrid(step, layer._fake_quant_weight.bits, activation_step, activation.bits)
@@ -136,12 +148,12 @@ def deployable(model: paddle.nn.Layer) -> tuple[paddle.nn.Layer, dict[str, Layer
 
 def quantizer_buffers(model: paddle.nn.Layer) -> dict[str, np.ndarray]:
     """State of the quantizers (ranges), which fp32 weight files have no place for."""
-    return {name: value.numpy() for name, value in model.state_dict().items() if "._fake_quant_" in name}
+    return {name: value.numpy() for name, value in model.state_dict().items() if QUANTIZER_STATE in name}
 
 
 def load_quantizer_buffers(model: paddle.nn.Layer, buffers: dict[str, np.ndarray]) -> None:
     """Restore what `quantizer_buffers` gave; UserError if the model's quantizers are others."""
-    own = {name: value for name, value in model.state_dict().items() if "._fake_quant_" in name}
+    own = {name: value for name, value in model.state_dict().items() if QUANTIZER_STATE in name}
     differing = sorted(set(own) ^ set(buffers))
     if differing:
         raise UserError(f"the stored quantizer state is of another plan: {', '.join(differing[:3])}")

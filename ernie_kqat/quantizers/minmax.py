@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import paddle
 
-from ..errors import UserError
 from . import ActivationQuantizer, LearnedStep, StraightThrough, WeightQuantizer, numeric
 
 SAMPLE = 2**15  # activations of a batch that the search for a range looks at
@@ -97,8 +96,7 @@ class MovingAverageActivation(ActivationQuantizer):
     def forward(self, x):
         if self.training:
             self._observe(x)
-        elif not self.calibrated():
-            raise UserError("an activation range was never set: calibrate or train before evaluating a quantized model")
+        self.check_calibrated()
         rounding = LearnedStep if self.options.range == "learned" else StraightThrough
         return rounding.apply(x, self.step(), self.low, self.high)
 

@@ -51,6 +51,61 @@ def mse_range(
     return (best * largest).astype(np.float32)
 
 
+def ternary_step(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, np.ndarray]:
+    """Threshold and step of ternary weights, shapes as `absmax_range` (TWN, arXiv 1605.04711, equations 5 and 6):
+
+    0.7 mean|w|, and the mean of the |w| beyond it. An all-zero group: 0 and 1.
+    """
+    magnitude = np.abs(np.asarray(weight, np.float64))
+    axis = 0 if granularity == "channel" else None
+    threshold = 0.7 * magnitude.mean(axis=axis)
+    beyond = magnitude > threshold
+    count = beyond.sum(axis=axis)
+    step = np.where(count > 0, (magnitude * beyond).sum(axis=axis) / np.maximum(count, 1), 1.0)
+    return np.atleast_1d(threshold), np.atleast_1d(step)
+
+
+def ternary_integers(weight: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    """-1, 0 or 1: the sign of what is beyond the threshold, float32."""
+    return (np.sign(weight) * (np.abs(weight) > threshold)).astype(np.float32)
+
+
+def binary_step(weight: np.ndarray, granularity: str) -> np.ndarray:
+    """mean|w|, shapes as `absmax_range` (BWN, arXiv 1603.05279, equation 6); 1 where all weights are zero."""
+    mean = np.atleast_1d(np.abs(np.asarray(weight, np.float64)).mean(axis=0 if granularity == "channel" else None))
+    return np.where(mean > 0, mean, 1.0)
+
+
+def binary_integers(weight: np.ndarray) -> np.ndarray:
+    """-1 or 1, and 1 for zero, float32."""
+    return np.where(weight < 0, np.float32(-1), np.float32(1))
+
+
+def split_ternary(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two weights u1 + u2 = w whose binary ones sum to the ternary one of w, in float64 (BinaryBERT, arXiv 2012.15701, eq. 5
+    to 8). Both halves then have the same step, half the ternary one.
+
+    Raises ValueError for a group whose small weights are nearly all of one sign and outweigh the large ones, which the
+    paper's equations cannot split.
+    """
+    weight = np.asarray(weight, np.float64)
+    axis = 0 if granularity == "channel" else None
+    threshold, step = ternary_step(weight, granularity)
+    large = np.abs(weight) > threshold
+    zeros = (~large).sum(axis=axis)
+    count = weight.shape[0] if granularity == "channel" else weight.size
+    shift = (step * count - np.abs(weight).sum(axis=axis)) / (2 * np.maximum(zeros, 1))
+    positive = weight > 0
+    first = np.where(positive, weight + shift, shift)
+    of_large = (np.abs(weight) * large).sum(axis=axis)
+    excess = ((np.abs(first) - np.abs(weight - first)) * ~large).sum(axis=axis)
+    share = np.atleast_1d(0.5 - 0.5 * excess / np.where(of_large > 0, of_large, 1.0))
+    if not ((share > 0) & (share < 1)).all():
+        raise ValueError("the small weights of a group are nearly all of one sign; no ternary weight splitting for it")
+    first = np.where(large, share * weight, first)
+    return first, weight - first
+
+
 def sample(values: np.ndarray, size: int) -> np.ndarray:
     """About `size` values of [..., features], evenly spaced, [n]; every feature is met (no stride shares a divisor with it)."""
     flat = values.reshape(-1)

@@ -25,8 +25,8 @@ import paddle
 from paddle.autograd import PyLayer
 
 from ... import rules
-from ...config import number, option
 from ...errors import UserError
+from ...strict import number, option
 from .. import Method
 from .moments import gradient, group_kurtosis, kurtosis, moments_of, norm, step
 from .targets import Target, target_of
@@ -117,7 +117,7 @@ class Kurtosis(Method):
         """Whether each output channel is a group of its own."""
         return self.granularity == "channel"
 
-    def start(self, total_steps):
+    def start(self, total_steps, steps_per_epoch):
         self.total_steps = total_steps
 
     def wrap(self, gradients):

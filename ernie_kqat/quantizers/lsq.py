@@ -1,0 +1,122 @@
+"""LSQ and LSQ+: the step is a parameter, trained with the task. Papers: arXiv 1902.08153 and 2004.09576.
+
+    Q(v) = step * round(clip((v - offset) / step, low, high)) + offset          offset 0 but for LSQ+'s activations
+
+    dQ/dstep   = round(u) - u inside, low or high outside                       u = (v - offset) / step
+    dQ/doffset = 0 inside, 1 outside                                            both times 1 / sqrt(N high)
+
+Differs from the papers: integers are symmetric for weights (±high), which every engine takes, and not high + 1 below; the
+step of an activation begins at LSQ's 2 mean|x| / sqrt(high), or for LSQ+ at (max - min) / (high - low), averaged over the
+calibration batches and not taken from the first; a step that training would make negative is kept positive.
+
+Deployment: a weight's step is as any other. An offset costs nothing in the INT8 product: the layer quantizes x - offset, and
+offset * (column sums of its weight on the grid) goes into its bias.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import paddle
+from paddle.autograd import PyLayer
+
+from . import ActivationQuantizer, LearnedStep, WeightQuantizer, on_grid
+
+SMALLEST = 1e-8  # of a step
+
+
+def initial_step(values: np.ndarray, high: int, axis: int | None = None) -> np.ndarray:
+    """2 mean|v| / sqrt(high) over `axis`, float32 [channels] or [1] (1902.08153, section 2.1)."""
+    mean = np.abs(np.asarray(values, np.float64)).mean(axis=axis).reshape(-1)
+    return np.maximum(2 * mean / math.sqrt(high), SMALLEST).astype(np.float32)
+
+
+class LearnedStepAndOffset(PyLayer):
+    """LSQ+'s quantizer of a whole tensor: step and offset of shape [1]."""
+
+    @staticmethod
+    def forward(ctx, x, step, offset, low, high):
+        shifted = x - offset
+        quantized = on_grid(shifted, step, low, high)
+        ctx.save_for_backward(shifted, step, quantized)
+        ctx.bounds = low, high
+        return quantized + offset
+
+    @staticmethod
+    def backward(ctx, grad):
+        shifted, step, quantized = ctx.saved_tensor()
+        low, high = ctx.bounds
+        ratio = shifted / step
+        inside = paddle.logical_and(ratio >= low, ratio <= high).astype(grad.dtype)
+        factor = 1.0 / math.sqrt(shifted.size * high)
+        to_step = (grad * (quantized / step - ratio * inside)).sum().reshape([1]) * factor
+        to_offset = (grad * (1.0 - inside)).sum().reshape([1]) * factor
+        return grad * inside, to_step, to_offset
+
+
+class LSQWeight(WeightQuantizer):
+    """One trained step per output channel or per tensor."""
+
+    def __init__(self, options, weight: paddle.Tensor):
+        super().__init__(options, weight)
+        axis = 0 if options.granularity == "channel" else None
+        self.lsq_step = _parameter(self, initial_step(weight.numpy(), self.high, axis), options.step_lr)
+
+    def step(self):
+        return self.lsq_step.clip(min=SMALLEST)
+
+    def forward(self, weight):
+        return LearnedStep.apply(weight, self.step(), self.low, self.high)
+
+
+class LSQActivation(ActivationQuantizer):
+    """One trained step for the tensor, and with `offset` a trained offset (LSQ+)."""
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.register_buffer("begun", paddle.zeros([3]))  # calibration batches, and the sums of their steps and offsets
+        self.lsq_step = _parameter(self, np.ones(1, np.float32), options.step_lr)
+        if options.offset:
+            self.lsq_offset = _parameter(self, np.zeros(1, np.float32), options.step_lr)
+
+    def share(self, other):
+        self.lsq_step = other.lsq_step
+        if self.options.offset:
+            self.lsq_offset = other.lsq_offset
+
+    def step(self):
+        return self.lsq_step.clip(min=SMALLEST)
+
+    def offset(self):
+        return float(self.lsq_offset) if self.options.offset else 0.0
+
+    def calibrated(self):
+        return float(self.begun[0]) > 0
+
+    def forward(self, x):
+        if self.training and float(self.begun[0]) < self.options.calibration_batches:
+            self._begin(x.detach().numpy())
+        self.check_calibrated()
+        if self.options.offset:
+            return LearnedStepAndOffset.apply(x, self.step(), self.lsq_offset, self.low, self.high)
+        return LearnedStep.apply(x, self.step(), self.low, self.high)
+
+    @paddle.no_grad()
+    def _begin(self, x: np.ndarray) -> None:
+        if self.options.offset:
+            low, high = float(x.min()), float(x.max())
+            step = max((high - low) / (self.high - self.low), SMALLEST)
+            offset = low - step * self.low
+        else:
+            step, offset = float(initial_step(x, self.high)[0]), 0.0
+        self.begun.set_value(self.begun.numpy() + np.array([1, step, offset], np.float32))
+        batches, steps, offsets = self.begun.numpy()
+        self.lsq_step.set_value(np.array([steps / batches], np.float32))
+        if self.options.offset:
+            self.lsq_offset.set_value(np.array([offsets / batches], np.float32))
+
+
+def _parameter(layer: paddle.nn.Layer, initial: np.ndarray, learning_rate: float) -> paddle.Tensor:
+    attribute = paddle.ParamAttr(initializer=paddle.nn.initializer.Assign(initial), learning_rate=learning_rate)
+    return layer.create_parameter([len(initial)], attr=attribute)
