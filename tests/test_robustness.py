@@ -200,7 +200,7 @@ def test_the_tool_prints_a_table_and_writes_a_report(tool, folder, tiny_task, tm
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--bits", 9], "9 is not in 2..8"),
+        (["--bits", 9], "9 is not in 1..8"),
         (["--rows", 0], "--rows: 0 is under 1"),
         (["--data", "nowhere.tsv"], "--data: nowhere.tsv"),
         (["--calibration", "nowhere.tsv"], "--calibration: nowhere.tsv"),

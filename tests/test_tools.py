@@ -133,7 +133,7 @@ def test_a_refused_export_is_marked_and_replaces_nothing(done, tool, tmp_path):
 def test_keys_prints_the_reference(tool):
     code, out, _ = tool("train", "--keys")
     assert code == 0
-    assert "Slim.quant.weight.bits = 8  (int in 2..8)" in out
+    assert "Slim.quant.weight.bits = 8  (int in 1..8)" in out
 
 
 def copy(source, target, **damage):
@@ -164,7 +164,7 @@ TRAIN_MISTAKES = [
     (
         "unknown quantizer",
         lambda t, m: {"Slim": {"quant": {"weight": {"quantizer": "x"}}}},
-        "'x' is not one of lsq, minmax",
+        "'x' is not one of binary, lsq, minmax, ternary",
     ),
     ("rule without effect", lambda t, m: {"Slim": {"quant": {"layers": [["conv", "skip"]]}}}, "'conv' has no effect"),
     ("bad regex", lambda t, m: {"Slim": {"quant": {"layers": [["(", "skip"]]}}}, "not a regular expression"),
