@@ -1,4 +1,4 @@
-"""Kurtosis regularization from a fine-tuned fp32 model, on SST-2 or a task like it: which policy, which ranges, which bits.
+"""Kurtosis regularization from a fine-tuned fp32 model, on SST-2 or another task: which policy, which ranges, which bits.
 
   select  seed 0, every candidate, fine-tuned without quantizers, then rounded; judged on rows held back from train
   ptq     the fp32 model, and it fine-tuned with each policy (KURE's own use), rounded at every cell; judged on dev
@@ -22,9 +22,11 @@ import ernie_kqat
 from ernie_kqat import benchmark, cli, config, files
 from ernie_kqat.calibration import calibrate_rows
 from ernie_kqat.data.dataset import Split, load_eval_split
-from ernie_kqat.errors import UserError, run_tool
+from ernie_kqat.data.readers import read_examples
+from ernie_kqat.errors import run_tool
 from ernie_kqat.evaluate import accuracy, comparison, logits_of
 from ernie_kqat.export import exporter
+from ernie_kqat.models.folder import labels_of
 from ernie_kqat.predictor import Predictor
 from ernie_kqat.restore import restore_folder, restore_run
 from ernie_kqat.tokenizer import load_tokenizer
@@ -78,7 +80,7 @@ def main() -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("stage", choices=["select", "ptq", "qat"])
     parser.add_argument("--fp32", required=True, metavar="DIR", help="the fine-tuned fp32 model folder")
-    parser.add_argument("--data", required=True, metavar="DIR", help="GLUE's SST-2 folder, or the task's")
+    parser.add_argument("--data", required=True, metavar="DIR", help="the task's folder: train.tsv and dev.tsv")
     parser.add_argument("--task", default="SST-2", help="what the rows are to say of --data")
     parser.add_argument("--max-length", type=int, default=64, help="tokens")
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES), metavar="POLICY")
@@ -102,6 +104,7 @@ class Study:
         self.data = split_data(Path(arguments.data), self.work / "data")
         self.cells = [cell for cell in CELLS if not arguments.cells or "-".join(map(str, cell)) in arguments.cells]
         self.tokenizer = load_tokenizer(arguments.fp32)
+        self.labels = labels_of(Path(arguments.fp32))
         self.fp32: dict[Path, np.ndarray] = {}  # logits of the models that are rounded at many cells
 
     def plan(self):
@@ -189,7 +192,7 @@ class Study:
         return found
 
     def split(self, name: str) -> Split:
-        return load_eval_split(self.data / name, self.tokenizer, ["0", "1"], self.arguments.max_length)
+        return load_eval_split(self.data / name, self.tokenizer, self.labels, self.arguments.max_length)
 
     def key(self, policy: str, seed: int, cell) -> dict:
         kurtosis = POLICIES.get(policy) or {}
@@ -236,18 +239,15 @@ def deployed_logits(restored, split: Split) -> np.ndarray:
 
 
 def split_data(source: Path, target: Path) -> Path:
-    """Folder with train.tsv, held.tsv (rows that train.tsv has not) and dev.tsv, the same for everyone; labels 0 and 1."""
+    """Folder with train.tsv, held.tsv (rows that train.tsv has not) and dev.tsv, the same for every row of the study."""
     if not (target / "dev.tsv").is_file():
-        try:
-            header, *rows = (source / "train.tsv").read_text(encoding="utf-8").splitlines()
-            dev = (source / "dev.tsv").read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{source}: not a folder of GLUE's form: {error}") from None
-        order = np.random.default_rng(0).permutation(len(rows))[: HELD + TRAIN]
-        chosen = [rows[index] for index in order]
-        files.write_text(target / "held.tsv", "\n".join([header, *chosen[:HELD]]) + "\n")
-        files.write_text(target / "train.tsv", "\n".join([header, *chosen[HELD:]]) + "\n")
-        files.write_text(target / "dev.tsv", dev)
+        train, dev = (read_examples(source / name) for name in ("train.tsv", "dev.tsv"))
+        order = np.random.default_rng(0).permutation(len(train))[: HELD + TRAIN]
+        chosen = [train[index] for index in order]
+        for name, rows in (("held.tsv", chosen[:HELD]), ("train.tsv", chosen[HELD:]), ("dev.tsv", dev)):
+            names = ["text", "text_pair", "label"] if rows[0].text_pair is not None else ["text", "label"]
+            lines = ["\t".join(names), *("\t".join(getattr(row, name) for name in names) for row in rows)]
+            files.write_text(target / name, "\n".join(lines) + "\n")
     return target
 
 
