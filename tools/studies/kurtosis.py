@@ -7,7 +7,6 @@
 Each finished row goes to docs/results/kurtosis_runs.json; rows already there are skipped. `--worker 1/2` and `--worker 2/2`
 share the rows between two processes. tools/studies/kurtosis_tables.py makes the tables and figures."""
 
-import fcntl
 import gc
 import json
 import shlex
@@ -17,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from ledger import Ledger
 
-import ernie_kqat
-from ernie_kqat import benchmark, cli, config, files
+from ernie_kqat import cli, config, files
 from ernie_kqat.calibration import calibrate_rows
 from ernie_kqat.data.dataset import Split, load_eval_split
 from ernie_kqat.data.readers import read_examples
@@ -33,7 +32,6 @@ from ernie_kqat.tokenizer import load_tokenizer
 from ernie_kqat.trainer import train
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs/results/kurtosis_runs.json"
 WORK = Path("output/studies/kurtosis")
 CONFIG = "configs/ernie_sst2_minilm_cap.yaml"
 HELD, TRAIN = 1000, 12800  # rows of train: held back for choosing, and to train on
@@ -100,6 +98,7 @@ class Study:
 
     def __init__(self, arguments):
         self.arguments = arguments
+        self.ledger = Ledger(ROOT / "docs/results/kurtosis_runs.json")
         self.work = WORK / arguments.task
         self.data = split_data(Path(arguments.data), self.work / "data")
         self.cells = [cell for cell in CELLS if not arguments.cells or "-".join(map(str, cell)) in arguments.cells]
@@ -134,7 +133,7 @@ class Study:
             folder, common = self.trained(policy, seed, cell)
         for one in wanted:
             if not self.has(policy, seed, one):
-                self.append({**self.key(policy, seed, one), **self.measure(folder, one, stage, seed), **common})
+                self.ledger.append({**self.key(policy, seed, one), **self.measure(folder, one, stage, seed), **common})
             gc.collect()  # Paddle's layers and optimizers are cycles; a dozen of them fill the memory
 
     def trained(self, policy: str, seed: int, cell) -> tuple[Path, dict]:
@@ -210,19 +209,7 @@ class Study:
         }
 
     def has(self, policy: str, seed: int, cell) -> bool:
-        wanted = self.key(policy, seed, cell)
-        return any(all(row.get(key) == value for key, value in wanted.items()) for row in read_rows())
-
-    def append(self, row: dict) -> None:
-        machine = {"ernie_kqat": ernie_kqat.__version__, "machine": benchmark.machine()["cpu"]}
-        with open(self.work / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            files.write_json(RESULTS, [*read_rows(), {**row, **machine}])
-        print(json.dumps(row), flush=True)
-
-
-def read_rows() -> list[dict]:
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+        return self.ledger.has(self.key(policy, seed, cell))
 
 
 def quant_of(cell) -> config.Quant:

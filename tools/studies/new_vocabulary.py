@@ -1,4 +1,4 @@
-"""An encoder folder with the characters of a data set as its vocabulary and new word embeddings: to fine-tune on another language.
+"""An encoder folder with a data set's characters as its vocabulary and new word embeddings: to fine-tune on another language.
 
 No package holds Chinese pretrained weights. So the encoder stays as pretrained, outliers and all; only its words are new: every
 character in at least `--least` rows of train, with random embeddings of the old ones' mean and standard deviation."""
@@ -34,7 +34,9 @@ def main() -> int:
     weights = folder.read_weights(folder.find(source, folder.WEIGHTS))
     name = WORDS if WORDS in weights else ENCODER + WORDS
     old = weights[name]
-    weights[name] = np.random.default_rng(0).normal(old.mean(), old.std(), [len(words), old.shape[1]]).astype(np.float32)
+    weights[name] = (
+        np.random.default_rng(0).normal(old.mean(), old.std(), [len(words), old.shape[1]]).astype(np.float32)
+    )
     with files.replacing_folder(target) as new:
         for path in source.glob("*.json"):
             shutil.copyfile(path, new / path.name)
@@ -49,7 +51,11 @@ def vocabulary(texts, least: int) -> list[str]:
     """Special tokens, and each character in at least `least` texts, alone and as the inside of a word, commonest first."""
     counts = collections.Counter(character for text in texts for character in set(text.lower()) if character.strip())
     common = [character for character, count in counts.most_common() if count >= least]
-    return [*SPECIAL, *common, *(f"##{character}" for character in common if character.isascii() and character.isalnum())]
+    return [
+        *SPECIAL,
+        *common,
+        *(f"##{character}" for character in common if character.isascii() and character.isalnum()),
+    ]
 
 
 if __name__ == "__main__":
