@@ -31,7 +31,7 @@ def main() -> int:
     files.write_json(RESULTS / "kurtosis.json", cells)
     tables = {
         "select": selection([cell for cell in cells if cell["task"] == "SST-2"]),
-        "qat": grid([cell for cell in cells if cell["stage"] == "qat"]),
+        "qat": grid([cell for cell in cells if cell["stage"] == "qat" and cell["task"] == "SST-2"]),
         "bars": grid(
             [
                 c
