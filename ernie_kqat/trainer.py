@@ -30,7 +30,7 @@ from .qat import KurtosisQAT
 from .quantizers.attach import QUANTIZER_STATE, quantizer_buffers
 from .tokenizer import load_tokenizer
 
-NO_DECAY = ("bias", "norm", QUANTIZER_STATE)
+NO_DECAY = ("bias", "norm", *QUANTIZER_STATE)
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Trainer:
         elif self.qat is not None:
             count = self.qat.calibration_batches()
             order = itertools.islice(itertools.cycle(self._order(0)), count)
-            calibrate(self.model, map(self._batch, order), count)
+            calibrate(self.model, map(self._batch, order), self.methods)
         if not resume and (self.total_steps == 0 or not self.model.new_head):
             self._evaluate()  # the start is a candidate too: no run returns a model worse on dev than the one it began with
         if self.progress.step < self.total_steps:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from .. import __version__, artifact, config, files, run_folder, strict
 from ..calibration import calibrate_rows
 from ..data.dataset import Split, load_eval_split
 from ..errors import UserError
+from ..methods import Method
+from ..models.loading import pretrained_matrices
 from ..restore import Restored, restore_folder, restore_run
 from ..tokenizer import load_tokenizer
 from . import program
@@ -52,13 +56,27 @@ def export_folder(
     max_length: int = 128,
     data: str | None = None,
     seed: int = 42,
+    methods: Mapping[str, Method] | None = None,
 ) -> dict[str, Any]:
-    """PTQ: quantize a plain fp32 model folder by calibration only, and export it. `data`: verification rows."""
+    """PTQ: quantize a plain fp32 model folder by calibration only, and export it. `data`: verification rows.
+
+    methods: Slim.methods. Raises UserError for one that needs training.
+    """
+    methods = methods or {}
+    for name, method in methods.items():
+        if not method.calibrates():
+            raise UserError(
+                f"Slim.{name}: it only does something in training; use tools/train.py, or leave it out here"
+            )
     restored = restore_folder(folder, config.Data(max_length=max_length))
     tokenizer = load_tokenizer(restored.vocabulary)
     rows = _split(_train_file(Path(calibration)), tokenizer, restored)
     restored = restored.quantized(quant)
-    calibrate_rows(restored, rows, seed)
+    for method in methods.values():
+        method.attach(restored.model, lambda: pretrained_matrices(folder))
+    calibrate_rows(restored, rows, seed, list(methods.values()))
+    lines = [line for method in methods.values() for line in method.plan()]
+    restored = replace(restored, plan=(*restored.plan, *lines))
     split = _split(Path(data or calibration), tokenizer, restored, rows=limits.samples)
     return export(restored, split, tokenizer, output, limits)
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import paddle
 
 from ..errors import UserError
-from ..quantizers.attach import QUANTIZER_STATE, quantized_linears
+from ..quantizers.attach import is_quantizer_state, quantized_linears
 from ..strict import number, option
 from . import Gradients, Method
 
@@ -123,7 +123,7 @@ class SQuAT(Method):
         if not self.perturbation.layers:
             raise UserError(f"{KEY}: needs quantized weights; say Slim.quant")
         for name, parameter in model.named_parameters():
-            (self.steps if QUANTIZER_STATE in name else self.weights).append(parameter)
+            (self.steps if is_quantizer_state(name) else self.weights).append(parameter)
         if self.alternate != "off" and not self.steps:
             raise UserError(
                 f"{KEY}.alternate: {self.alternate} needs trained steps; say quantizer: lsq or range: learned in Slim.quant,"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,15 +73,16 @@ def save_classifier(
     vocabulary: str | Path,
     folder: str | Path,
     labels: list[str],
-    without: str = "._fake_quant_",
+    without: Sequence[str] = ("._fake_quant_", "_preprocess."),
 ) -> None:
     """Fill an existing `folder` as a PaddleNLP model folder: config with `labels` in order of their ids, tokenizer, and
-    the fp32 weights except those with `without` in their names.
+    the fp32 weights except those with one of `without` in their names.
 
     PaddleNLP's own loader reads all of it, but always computes with a LayerNorm epsilon of 1e-12.
     """
     folder = Path(folder)
-    state = {name: value for name, value in model.state_dict().items() if without not in name}
+    own = model.state_dict().items()
+    state = {name: value for name, value in own if not any(part in name for part in without)}
     paddle.save(state, str(folder / WEIGHTS))
     settings = model.config.to_diff_dict()
     settings.update(

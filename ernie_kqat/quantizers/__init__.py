@@ -146,6 +146,10 @@ class ActivationQuantizer(Quantizer):
     def share(self, other: ActivationQuantizer) -> None:
         """Use the trained parameters of `other`, which reads the same tensor by the same rule."""
 
+    def set_step(self, step: float) -> None:
+        """Make this the step, until training moves it on."""
+        raise TypeError(f"{type(self).__name__} does not define set_step()")
+
     def offset(self) -> float:
         """What is subtracted before rounding, and added again after it; deployed in the layer's bias."""
         return 0.0

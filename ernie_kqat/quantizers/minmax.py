@@ -90,6 +90,11 @@ class MovingAverageActivation(ActivationQuantizer):
         found = self.log_range.exp() if self.options.range == "learned" else self.total / self.weight_sum
         return found.clip(min=TINY) / self.high
 
+    def set_step(self, step):
+        self.total.set_value(self.weight_sum * (step * self.high))
+        if self.options.range == "learned":
+            self.log_range.set_value(np.log(np.array([step * self.high], np.float32)))
+
     def calibrated(self):
         return float(self.weight_sum) > 0
 
