@@ -72,15 +72,15 @@ def save_classifier(
     vocabulary: str | Path,
     folder: str | Path,
     labels: list[str],
-    without: str = "._fake_quant_",
+    without: str | None = None,
 ) -> None:
     """Fill an existing `folder` as a PaddleNLP model folder: config with `labels` in order of their ids, tokenizer, and
-    the fp32 weights except those with `without` in their names.
+    the fp32 weights, except those with `without` in their names.
 
     PaddleNLP's own loader reads all of it, but always computes with a LayerNorm epsilon of 1e-12.
     """
     folder = Path(folder)
-    state = {name: value for name, value in model.state_dict().items() if without not in name}
+    state = {name: value for name, value in model.state_dict().items() if without is None or without not in name}
     paddle.save(state, str(folder / WEIGHTS))
     settings = model.config.to_diff_dict()
     settings.update(

@@ -112,6 +112,9 @@ class WeightQuantizer(Quantizer):
         self.high = max(1, numeric.qmax(options.bits))
         self.low = -self.high
 
+    def begin(self, weight: paddle.Tensor) -> None:
+        """Set the state that only the start of training gives; not called where a stored state is loaded."""
+
     def integers(self, weight: paddle.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """What is deployed: int8 [in, out] and step float32 ([out] or [1]); integers x step = forward(weight) in eval mode."""
         step = self.current_step(weight).numpy()

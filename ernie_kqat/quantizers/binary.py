@@ -30,11 +30,15 @@ class BinaryWeight(IntegersWeight):
         if options.split:
             self.high, self.low = LEVELS, -LEVELS
             weight.optimize_attr["learning_rate"] = 2.0  # each half moves by the whole rate
+            self.register_buffer("difference", paddle.zeros(weight.shape))  # u1 - u2
+
+    def begin(self, weight):
+        if self.options.split:
             try:
-                first, second = numeric.split_ternary(weight.numpy(), options.granularity)
+                first, second = numeric.split_ternary(weight.numpy(), self.options.granularity)
             except ValueError as error:
                 raise UserError(f"Slim.quant.weight.split: {error}; use quantizer: binary without it there") from None
-            self.register_buffer("difference", paddle.to_tensor((first - second).astype(np.float32)))
+            self.difference.set_value((first - second).astype(np.float32))
 
     def integers(self, weight):
         values = weight.numpy()
