@@ -73,6 +73,20 @@ def test_values_and_gradient(kind, oracle, granularity):
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize(("kind", "oracle"), [("ternary", ternary), ("binary", binary), ("split", ternary)])
+def test_a_real_layers_size_in_float32(kind, oracle, granularity):
+    """Sums over 1536 rows in float32 give the papers' values, and the very integers that are deployed, bit for bit."""
+    weight = (np.random.default_rng(2).standard_t(4, (1536, 384)) * 0.05).astype(np.float32)
+    weight[5] = 0.0
+    made, tensor = quantizer(kind, granularity, weight)
+    q, step = made.integers(tensor)
+    quantized = made(tensor).numpy()
+    np.testing.assert_array_equal(quantized, q.astype(np.float32) * step)
+    expected = np.stack([oracle(group) for group in groups(weight, granularity)])
+    np.testing.assert_allclose(groups(quantized, granularity), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
 @pytest.mark.parametrize("power", [1, 3])  # 3: long tails, as of pretrained weights
 def test_the_two_invariants_of_splitting(granularity, power):
     weight = WEIGHT.astype(np.float64) ** power
