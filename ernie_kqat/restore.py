@@ -15,7 +15,7 @@ from .errors import UserError
 from .models import loading
 from .models.folder import labels_of
 from .qat import KurtosisQAT
-from .quantizers.attach import LayerPlan, make_plan
+from .quantizers.attach import LayerPlan, load_quantizer_buffers, make_plan
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,13 @@ class Restored:
     fp32: str  # name or folder of the fp32 model that it is to be compared with
     plan: tuple[str, ...] = ()  # a line for each Linear
 
-    def quantized(self, quant: Quant, stored: dict[str, np.ndarray] | None = None) -> Restored:
-        """The same model with quantizers in it, in place: as `stored`, or new ones, whose activation ranges are to be set."""
+    def quantized(self, quant: Quant, begin: bool = True) -> Restored:
+        """The same model with quantizers in it, in place; their activation ranges are still to be set.
+
+        begin: False where a stored state is loaded next.
+        """
         qat = KurtosisQAT.from_options(quant)
-        qat.quantize(self.model, stored=stored)
+        qat.quantize(self.model, begin=begin)
         self.model.eval()
         return replace(self, quant=quant, plan=tuple(str(entry) for entry in qat.plan))
 
@@ -55,7 +58,8 @@ def restore_run(run: str | Path, fp32: str | None = None) -> Restored:
         raise UserError(f"{run}: it has no {run_folder.BEST}/ yet: the run stopped before its first evaluation")
     restored = restore_folder(best, settings.Data)
     if settings.Slim.quant is not None:
-        restored = restored.quantized(settings.Slim.quant, run_folder.read_quantizers(best))
+        restored = restored.quantized(settings.Slim.quant, begin=False)
+        load_quantizer_buffers(restored.model, run_folder.read_quantizers(best))
     if fp32 is None:
         start = _first_start(settings.Model.name_or_path)
         fp32 = start if _is_classifier(Path(start), restored.labels) else str(best)

@@ -27,7 +27,7 @@ from .methods import Method
 from .methods.kurtosis import Kurtosis
 from .models import loading
 from .qat import KurtosisQAT
-from .quantizers.attach import QUANTIZER_STATE, quantizer_buffers
+from .quantizers.attach import QUANTIZER_STATE, load_quantizer_buffers, quantizer_buffers
 from .restore import stored_quantizers
 from .tokenizer import load_tokenizer
 
@@ -225,7 +225,9 @@ class Trainer:
             if not self.model.new_head:
                 start = self.settings.Model.name_or_path
                 self.stored, self.remarks = stored_quantizers(start, self.model, quant)
-            qat.quantize(self.model, stored=self.stored)
+            qat.quantize(self.model, begin=self.stored is None)
+            if self.stored is not None:
+                load_quantizer_buffers(self.model, self.stored)
         for method in self.methods:
             if method is not kurtosis or qat is None:
                 method.attach(self.model, pretrained)

@@ -76,10 +76,10 @@ def mark_skipped(model: paddle.nn.Layer, plan: list[LayerPlan]) -> None:
         layers[entry.name].skip_quant = entry.weight is None
 
 
-def fill_slots(model: paddle.nn.Layer, plan: list[LayerPlan], stored: dict[str, np.ndarray] | None = None) -> None:
+def fill_slots(model: paddle.nn.Layer, plan: list[LayerPlan], begin: bool = True) -> None:
     """Put the planned quantizers into the two slots of each of PaddleSlim's QuantizedLinears.
 
-    They begin anew, or as `stored` (quantizer_buffers) has them; UserError if that is of other quantizers.
+    begin: False where a stored state is loaded next (`load_quantizer_buffers`).
     """
     layers = dict(model.named_sublayers())
     siblings: dict[tuple, ActivationQuantizer] = {}
@@ -91,10 +91,8 @@ def fill_slots(model: paddle.nn.Layer, plan: list[LayerPlan], stored: dict[str, 
             same = SAME_INPUT.match(entry.name)
             if same:
                 layer._fake_quant_input.share(siblings.setdefault((same[1], entry.activation), layer._fake_quant_input))
-            if stored is None:
+            if begin:
                 layer._fake_quant_weight.begin(layer.weight)
-    if stored is not None:
-        load_quantizer_buffers(model, stored)
 
 
 def quantized_linears(model: paddle.nn.Layer) -> dict[str, QuantizedLinear]:
