@@ -6,7 +6,9 @@ states, attention scores before the softmax, soft cross-entropy). With the `lsq`
     L = task * CE(y, s) + logits * T^2 * CE(softmax(t / T), softmax(s / T)) + hidden * sum_l MSE + attention * sum_l MSE
 
 Differs from the papers: the means of hidden states and scores are over real tokens (and pairs of them), so that padding
-changes nothing; layers of a deeper teacher are taken evenly (the last of each block), as in TinyBERT.
+changes nothing; the embeddings' output is not among the hidden states; layers of a deeper teacher are taken evenly (the last
+of each block), as in TinyBERT. A teacher of more heads than the student (tools/narrow.py) has no attention scores to give:
+BinaryBERT's teacher is the fp32 model of half the width, too.
 """
 
 from __future__ import annotations
@@ -103,14 +105,14 @@ class Distillation(Method):
             )
         block = other.num_hidden_layers // own.num_hidden_layers
         self.layers = [block * (index + 1) - 1 for index in range(own.num_hidden_layers)]
-        for wanted, key, name in (
-            (self.hidden, "hidden", "hidden_size"),
-            (self.attention, "attention", "num_attention_heads"),
+        for wanted, key, name, way_out in (
+            (self.hidden, "hidden", "hidden_size", ""),
+            (self.attention, "attention", "num_attention_heads", ", or take an fp32 model as narrow as the student"),
         ):
             if wanted and getattr(own, name) != getattr(other, name):
                 raise UserError(
                     f"{KEY}.teacher: {self.teacher}: {name} {getattr(other, name)}, the student's is"
-                    f" {getattr(own, name)}; say {key}: 0"
+                    f" {getattr(own, name)}; say {key}: 0{way_out}"
                 )
 
     def task_weight(self):
