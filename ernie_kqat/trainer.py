@@ -101,6 +101,8 @@ class Trainer:
         if not resume and (self.total_steps == 0 or not self.model.new_head):
             self._evaluate()  # the start is a candidate too: no run returns a model worse on dev than the one it began with
         if self.progress.step < self.total_steps:
+            for method in self.methods:
+                method.train_rows(self.data.train)
             with StopRequest() as stop:
                 self._loop(stop, time.perf_counter() - self.progress.seconds)
         return self._summary()
@@ -180,7 +182,7 @@ class Trainer:
         return epoch_batches(self.lengths, self.settings.Train.batch_size, self.settings.Global.seed, epoch)
 
     def _batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return collate(self.data.train, rows, self.pad_token_id)
+        return {**collate(self.data.train, rows, self.pad_token_id), "rows": rows}
 
     def _remaining_steps(self) -> Iterator[list[dict[str, np.ndarray]]]:
         accumulate = self.settings.Train.accumulate

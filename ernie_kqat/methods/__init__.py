@@ -18,6 +18,9 @@ class Method:
     def attach(self, model, pretrained: Callable[[], Mapping[str, np.ndarray]]) -> None:
         """Once, before the optimizer is made. `pretrained()` gives the original weight matrices by parameter name."""
 
+    def train_rows(self, train: Any) -> None:
+        """Once, before the first step that is taken: the Split that batches are made of; `batch["rows"]` are places in it."""
+
     def start(self, total_steps: int, steps_per_epoch: int) -> None:
         """Once, before the first step: how many optimizer steps the whole training and an epoch have."""
 
