@@ -4,6 +4,7 @@ import itertools
 import json
 
 import numpy as np
+import paddle
 import pytest
 from test_ternary import binary, ternary, trained
 from test_trainer import settings
@@ -81,7 +82,7 @@ def test_gains_and_sizes_are_plain_arithmetic(found, run, tiny_task):
     for layer in results["layers"][3:6]:
         linear = linears[layer["name"]]
         quantizer, values = linear._fake_quant_weight, linear.weight.numpy()
-        linear._fake_quant_weight = lambda weight: weight
+        linear._fake_quant_weight = paddle.nn.Identity()
         linear.weight.set_value(binary(values.reshape(-1)).reshape(values.shape).astype(np.float32))
         assert layer["gain"] == pytest.approx(loss() - base, rel=1e-3, abs=1e-5)
         linear.weight.set_value(values)
