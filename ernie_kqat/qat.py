@@ -57,13 +57,16 @@ class KurtosisQAT(paddleslim.QAT):
         self.quant, self.kurtosis, self.pretrained = quant, kurtosis, pretrained
         self.plan: list[attach.LayerPlan] = []
 
-    def quantize(self, model: paddle.nn.Layer, inplace: bool = True) -> paddle.nn.Layer:
-        """Quantize every Linear by the plan (`self.plan`); with a kurtosis section, fix its targets."""
+    def quantize(self, model: paddle.nn.Layer, inplace: bool = True, begin: bool = True) -> paddle.nn.Layer:
+        """Quantize every Linear by the plan (`self.plan`); with a kurtosis section, fix its targets.
+
+        begin: False where a stored state of the quantizers is loaded next (`attach.load_quantizer_buffers`).
+        """
         model = model if inplace else copy.deepcopy(model)
         self.plan = attach.make_plan(model, self.quant)
         attach.mark_skipped(model, self.plan)
         super().quantize(model)
-        attach.fill_slots(model, self.plan)
+        attach.fill_slots(model, self.plan, begin)
         if self.kurtosis is not None:
             self.kurtosis.attach(model, lambda: _matrices(self.pretrained, model))
         return model

@@ -33,6 +33,9 @@ class Method:
         own = type(self)
         return (own.before_calibration, own.after_calibration) != (Method.before_calibration, Method.after_calibration)
 
+    def train_rows(self, train: Any) -> None:
+        """Once, before the first step that is taken: the Split that batches are made of; `batch["rows"]` are places in it."""
+
     def start(self, total_steps: int, steps_per_epoch: int) -> None:
         """Once, before the first step: how many optimizer steps the whole training and an epoch have."""
 

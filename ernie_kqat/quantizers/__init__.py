@@ -22,17 +22,25 @@ ROUND = 12582912.0  # 1.5 x 2^23: adding and subtracting it rounds float32 half 
 Kind = TypeVar("Kind", bound="Quantizer")
 
 
-def on_grid(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
-    """step * round-half-even(clip(x / step, low, high)); the arithmetic of oneDNN's quantize op, which multiplies by 1/step.
+def rounded(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
+    """round-half-even(clip(x / step, low, high)), as float32; the arithmetic of oneDNN's quantize op, which multiplies by 1/step.
 
     Of Paddle's operators that could do it, these are vectorized on a CPU: hardtanh and not clip, scale with a number and not
     an operator with a one-element tensor.
     """
-    shared = step.size == 1
-    grid = x.scale(float(1.0 / step)) if shared else x * (1.0 / step)
+    grid = x.scale(float(1.0 / step)) if step.size == 1 else x * (1.0 / step)
     grid = paddle.nn.functional.hardtanh(grid, low, high)
-    grid.scale_(1.0, ROUND).scale_(1.0, -ROUND)
-    return grid.scale_(float(step)) if shared else grid.multiply_(step)
+    return grid.scale_(1.0, ROUND).scale_(1.0, -ROUND)
+
+
+def times(values: paddle.Tensor, factor: paddle.Tensor) -> paddle.Tensor:
+    """Values [in, out] x factor [out] or [1], in place."""
+    return values.scale_(float(factor)) if factor.size == 1 else values.multiply_(factor)
+
+
+def on_grid(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
+    """step * round-half-even(clip(x / step, low, high))."""
+    return times(rounded(x, step, low, high), step)
 
 
 class StraightThrough(PyLayer):
@@ -48,11 +56,11 @@ class StraightThrough(PyLayer):
 
 
 class PassThrough(PyLayer):
-    """`quantized`, an array, forward; identity backward to `x`: the straight-through estimator for what NumPy has quantized."""
+    """`quantize(x)` forward, identity backward: the straight-through estimator for any rule of quantization."""
 
     @staticmethod
-    def forward(ctx, x, quantized):
-        return paddle.to_tensor(quantized)
+    def forward(ctx, x, quantize):
+        return quantize(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -112,6 +120,9 @@ class WeightQuantizer(Quantizer):
         self.high = max(1, numeric.qmax(options.bits))
         self.low = -self.high
 
+    def begin(self, weight: paddle.Tensor) -> None:
+        """Set the state that only the start of training gives; not called where a stored state is loaded."""
+
     def integers(self, weight: paddle.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """What is deployed: int8 [in, out] and step float32 ([out] or [1]); integers x step = forward(weight) in eval mode."""
         step = self.current_step(weight).numpy()
@@ -121,16 +132,16 @@ class WeightQuantizer(Quantizer):
         """The step for this very weight, without changing any state."""
         return self.step()
 
+    def sums(self, values: paddle.Tensor) -> paddle.Tensor:
+        """Of each group of values [in, out]: [out] or [1]. Over axis 0 as a matrix product, which is vectorized where
+        Paddle's sum is not."""
+        if self.options.granularity == "channel":
+            return paddle.matmul(paddle.ones([1, values.shape[0]]), values).reshape([-1])
+        return values.sum().reshape([1])
 
-class IntegersWeight(WeightQuantizer):
-    """A weight quantizer whose `integers`, a pure function of weight and state, is all there is: straight through."""
-
-    def current_step(self, weight):
-        return paddle.to_tensor(self.integers(weight)[1])
-
-    def forward(self, weight):
-        q, step = self.integers(weight)
-        return PassThrough.apply(weight, q.astype(np.float32) * step)
+    def means(self, values: paddle.Tensor) -> paddle.Tensor:
+        """Of each group of values [in, out]: [out] or [1]."""
+        return self.sums(values) / (values.shape[0] if self.options.granularity == "channel" else values.size)
 
 
 class ActivationQuantizer(Quantizer):

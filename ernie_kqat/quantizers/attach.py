@@ -78,8 +78,11 @@ def mark_skipped(model: paddle.nn.Layer, plan: list[LayerPlan]) -> None:
         layers[entry.name].skip_quant = entry.weight is None
 
 
-def fill_slots(model: paddle.nn.Layer, plan: list[LayerPlan]) -> None:
-    """Put the planned quantizers into the two slots of each of PaddleSlim's QuantizedLinears."""
+def fill_slots(model: paddle.nn.Layer, plan: list[LayerPlan], begin: bool = True) -> None:
+    """Put the planned quantizers into the two slots of each of PaddleSlim's QuantizedLinears.
+
+    begin: False where a stored state is loaded next (`load_quantizer_buffers`).
+    """
     layers = dict(model.named_sublayers())
     siblings: dict[tuple, ActivationQuantizer] = {}
     for entry in plan:
@@ -89,6 +92,8 @@ def fill_slots(model: paddle.nn.Layer, plan: list[LayerPlan]) -> None:
             layer._fake_quant_input = find(entry.activation.quantizer, ActivationQuantizer)(entry.activation)
             reads = (input_of(entry.name), entry.activation)
             layer._fake_quant_input.share(siblings.setdefault(reads, layer._fake_quant_input))
+            if begin:
+                layer._fake_quant_weight.begin(layer.weight)
 
 
 def input_of(name: str) -> str:
