@@ -232,7 +232,7 @@ class Trainer:
             f" {data.dev.truncated} dev rows",
             f"{self.total_steps} steps ({self.steps_per_epoch} an epoch)",
         ]
-        lines += [str(entry) for entry in self.qat.plan] if self.qat else ["fp32: nothing is quantized"]
+        lines += self.qat.described() if self.qat else ["fp32: nothing is quantized"]
         for method in self.methods:
             lines += method.plan()
         files.write_text(self.folder.path / "plan.txt", "\n".join(lines) + "\n")

@@ -45,6 +45,15 @@ LSQ = {
         "activation": {"quantizer": "lsq", "offset": True, "step_lr": 0.01},
     },
 }
+EMBEDDING = {
+    "quant": {
+        "embedding": {
+            "bits": 4,
+            "range": "mse",
+            "tables": [["position", {"quantizer": "lsq", "step_lr": 0.01}], ["token_type", {"granularity": "tensor"}]],
+        },
+    },
+}
 
 
 def weights_of(run):
@@ -121,7 +130,11 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, tiny_ernie, tiny_
     assert any((first[name] != third[name]).any() for name in first)
 
 
-@pytest.mark.parametrize("slim", [None, QAT, KURTOSIS, LEARNED, LSQ], ids=["fp32", "qat", "kurtosis", "learned", "lsq"])
+@pytest.mark.parametrize(
+    "slim",
+    [None, QAT, KURTOSIS, LEARNED, LSQ, EMBEDDING],
+    ids=["fp32", "qat", "kurtosis", "learned", "lsq", "embedding"],
+)
 def test_an_interrupted_run_resumes_exactly(tmp_path, tiny_ernie, tiny_task, slim, monkeypatch):
     accumulate = {"accumulate": 2, "epochs": 3}
     train(settings(tmp_path, tiny_ernie, tiny_task, "whole", Slim=slim, Train=accumulate))

@@ -29,11 +29,11 @@ class BinaryWeight(IntegersWeight):
         super().__init__(options, weight)
         if options.split:
             self.high, self.low = LEVELS, -LEVELS
-            weight.optimize_attr["learning_rate"] = 2.0  # each half moves by the whole rate
+            self.learning_rate = 2.0  # each half moves by the whole rate
             try:
                 first, second = numeric.split_ternary(weight.numpy(), options.granularity)
             except ValueError as error:
-                raise UserError(f"Slim.quant.weight.split: {error}; use quantizer: binary without it there") from None
+                raise UserError(f"Slim.quant: split: {error}; use quantizer: binary without it there") from None
             self.register_buffer("difference", paddle.to_tensor((first - second).astype(np.float32)))
 
     def integers(self, weight):
