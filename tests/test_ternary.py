@@ -101,7 +101,7 @@ def test_an_all_zero_channel_stays_zero_or_small():
 
 def test_a_split_weight_trains_as_two_binary_ones():
     """Against BinaryBERT's own way: two matrices, each with its own AdamW and straight-through gradient."""
-    made, weight = quantizer("split")
+    made, _ = quantizer("split")
     first, second = (half.astype(np.float32) for half in numeric.split_ternary(WEIGHT, "channel"))
     halves = [paddle.create_parameter(half.shape, "float32", attr=_assigned(half)) for half in (first, second)]
     whole = paddle.create_parameter(WEIGHT.shape, "float32", attr=_assigned(WEIGHT))
