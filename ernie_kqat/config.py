@@ -75,6 +75,24 @@ class WeightQuant:
 
 
 @dataclass(frozen=True)
+class TableQuant(WeightQuant):
+    """Of an embedding table; its keys are the weights', but for the granularity."""
+
+    granularity: Literal["row", "tensor"] = option(  # type: ignore[assignment]
+        "row", "one step per row, that is per token, or one for the table"
+    )
+
+
+@dataclass(frozen=True)
+class EmbeddingQuant(TableQuant):
+    tables: Optional[list] = option(
+        None,
+        "(regex, override) rules over Embedding names; first match wins; override: `skip` or {…}, keys of this section;"
+        " without a rule the word embeddings are quantized and no other table",
+    )
+
+
+@dataclass(frozen=True)
 class ActivationQuant:
     quantizer: str = option("minmax", "a file of ernie_kqat/quantizers")
     bits: int = number(8, 2, 8, "signed; per tensor")
@@ -97,6 +115,7 @@ class ActivationQuant:
 class Quant:
     weight: WeightQuant = field(default_factory=WeightQuant)
     activation: ActivationQuant = field(default_factory=ActivationQuant)
+    embedding: Optional[EmbeddingQuant] = None
     layers: Optional[list] = option(
         None,
         "(regex, override) rules over Linear names; first match wins; override: `skip` or {weight: {…}, activation: {…}}",

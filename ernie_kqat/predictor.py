@@ -17,6 +17,7 @@ from paddle.base import core
 
 from . import artifact, machine, shapes
 from .errors import UserError
+from .packed.expand import folder_of
 from .tokenizer import Encoded, lacks_text, load_tokenizer
 
 ENGINES = ("onednn_int8", "fp32")
@@ -38,7 +39,7 @@ class Prediction:
 
 
 class Predictor:
-    """A classifier loaded from an artifact folder.
+    """A classifier loaded from an artifact folder, or from a packed artifact, which is expanded into the cache once.
 
     Safe to use from many threads: each call borrows an inference predictor of its own from a pool that grows to the
     number of calls that ever ran at once; they share the weights. `threads` is the number of cores one call may use.
@@ -50,7 +51,7 @@ class Predictor:
     def __init__(
         self, artifact_dir: str | Path, threads: int = 1, allow_unverified: bool = False, check_hashes: bool = True
     ):
-        folder = Path(artifact_dir)
+        folder = folder_of(artifact_dir)
         if threads < 1:
             raise UserError(f"threads: {threads} is under 1")
         manifest = artifact.read_manifest(folder, check_hashes)

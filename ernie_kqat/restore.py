@@ -28,7 +28,7 @@ class Restored:
     data: Data
     quant: Quant | None
     fp32: str  # name or folder of the fp32 model that it is to be compared with
-    plan: tuple[str, ...] = ()  # a line for each Linear
+    plan: tuple[str, ...] = ()  # a line for each Linear, and each Embedding where any is quantized
 
     def quantized(self, quant: Quant, begin: bool = True) -> Restored:
         """The same model with quantizers in it, in place; their activation ranges are still to be set.
@@ -38,7 +38,7 @@ class Restored:
         qat = KurtosisQAT.from_options(quant)
         qat.quantize(self.model, begin=begin)
         self.model.eval()
-        return replace(self, quant=quant, plan=tuple(str(entry) for entry in qat.plan))
+        return replace(self, quant=quant, plan=tuple(qat.described()))
 
     @property
     def pad_token_id(self) -> int:

@@ -243,7 +243,7 @@ class Trainer:
             f" {data.dev.truncated} dev rows",
             f"{self.total_steps} steps ({self.steps_per_epoch} an epoch)",
         ]
-        lines += [str(entry) for entry in self.qat.plan] if self.qat else ["fp32: nothing is quantized"]
+        lines += self.qat.described() if self.qat else ["fp32: nothing is quantized"]
         lines += self.remarks
         for method in self.methods:
             lines += method.plan()

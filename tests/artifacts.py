@@ -9,6 +9,7 @@ import numpy as np
 
 from ernie_kqat import KurtosisQAT, artifact
 from ernie_kqat.calibration import calibrate
+from ernie_kqat.config import Quant
 from ernie_kqat.export import program
 from ernie_kqat.export.exporter import serving_conf
 from ernie_kqat.models.loading import load_classifier
@@ -17,7 +18,9 @@ MAX_LENGTH = 64
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def make_artifact(folder: Path, model_folder: Path, engine: str = "onednn_int8", **changes) -> Path:
+def make_artifact(
+    folder: Path, model_folder: Path, engine: str = "onednn_int8", quant: Quant | None = None, **changes
+) -> Path:
     """An artifact of `model_folder`, calibrated on random ids; `changes` go into its manifest."""
     folder.mkdir(parents=True)
     model = load_classifier(str(model_folder), 2)
@@ -26,7 +29,7 @@ def make_artifact(folder: Path, model_folder: Path, engine: str = "onednn_int8",
     if engine == "fp32":
         program.save_fp32(model, stem)
     else:
-        qat = KurtosisQAT()
+        qat = KurtosisQAT.from_options(quant or Quant())
         model = qat.quantize(model)
         ids = np.random.default_rng(0).integers(5, vocab_size, (16, 24))
         calibrate(model, [{"input_ids": ids, "token_type_ids": np.zeros_like(ids)}])

@@ -51,6 +51,15 @@ SMOOTHED = {
     "brecq": {"iterations": 3, "step_iterations": 3},
     "bias_correction": {},
 }
+EMBEDDING = {
+    "quant": {
+        "embedding": {
+            "bits": 4,
+            "range": "mse",
+            "tables": [["position", {"quantizer": "lsq", "step_lr": 0.01}], ["token_type", {"granularity": "tensor"}]],
+        },
+    },
+}
 
 
 def weights_of(run):
@@ -129,8 +138,8 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, tiny_ernie, tiny_
 
 @pytest.mark.parametrize(
     "slim",
-    [None, QAT, KURTOSIS, LEARNED, LSQ, SMOOTHED],
-    ids=["fp32", "qat", "kurtosis", "learned", "lsq", "smoothed"],
+    [None, QAT, KURTOSIS, LEARNED, LSQ, SMOOTHED, EMBEDDING],
+    ids=["fp32", "qat", "kurtosis", "learned", "lsq", "smoothed", "embedding"],
 )
 def test_an_interrupted_run_resumes_exactly(tmp_path, tiny_ernie, tiny_task, slim, monkeypatch):
     accumulate = {"accumulate": 2, "epochs": 3}

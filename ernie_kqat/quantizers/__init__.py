@@ -112,6 +112,7 @@ class WeightQuantizer(Quantizer):
     """Symmetric, integers in ±(2^(bits-1) - 1); forward(weight [in, out]) -> the weight on its grid."""
 
     allowed_bits: Sequence[int] = range(2, 9)
+    learning_rate = 1.0  # of the weight, as a multiple
 
     def __init__(self, options: Any, weight: paddle.Tensor):
         super().__init__()
@@ -175,9 +176,19 @@ class ActivationQuantizer(Quantizer):
             raise UserError("an activation range was never set: calibrate or train before evaluating a quantized model")
 
 
+def check_bits(options: Any, key: str, name: str) -> None:
+    """Raise UserError unless the quantizer of these options of layer `name` has their bits; `key` is for the message."""
+    allowed = find(options.quantizer, WeightQuantizer).allowed_bits
+    if options.bits not in allowed:
+        raise UserError(
+            f"{key}: {options.bits} for {name}; quantizer {options.quantizer} has"
+            f" {allowed[0]}{f' to {allowed[-1]}' if len(allowed) > 1 else ''}"
+        )
+
+
 def names() -> list[str]:
     """The quantizers there are: files of this folder that define one."""
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "attach")]
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "attach", "embedding")]
 
 
 def find(name: str, kind: type[Kind]) -> type[Kind]:

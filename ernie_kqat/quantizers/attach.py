@@ -16,7 +16,8 @@ from paddle.nn.quant.quant_layers import QuantizedLinear
 
 from .. import config, rules, strict
 from ..errors import UserError
-from . import ActivationQuantizer, WeightQuantizer, find
+from . import ActivationQuantizer, WeightQuantizer, check_bits, find
+from .embedding import QuantizedEmbedding
 
 KEY = "Slim.quant.layers"
 # In the names of what belongs to quantizers: ranges and trained steps; smoothing.
@@ -62,12 +63,7 @@ def _layer_plan(name: str, quant: config.Quant, override) -> LayerPlan:
         base = getattr(quant, part)
         merged = {**dataclasses.asdict(base), **(override.get(part) or {})}
         parts[part] = strict.build(type(base), merged, f"{KEY} ({name}).{part}", "config")
-    allowed = find(parts["weight"].quantizer, WeightQuantizer).allowed_bits
-    if parts["weight"].bits not in allowed:
-        raise UserError(
-            f"Slim.quant.weight.bits: {parts['weight'].bits} for {name}; quantizer {parts['weight'].quantizer} has"
-            f" {allowed[0]}{f' to {allowed[-1]}' if len(allowed) > 1 else ''}"
-        )
+    check_bits(parts["weight"], "Slim.quant.weight.bits", name)
     return LayerPlan(name, **parts)
 
 
@@ -89,6 +85,7 @@ def fill_slots(model: paddle.nn.Layer, plan: list[LayerPlan], begin: bool = True
         if entry.weight is not None and entry.activation is not None:
             layer = layers[entry.name]
             layer._fake_quant_weight = find(entry.weight.quantizer, WeightQuantizer)(entry.weight, layer.weight)
+            layer.weight.optimize_attr["learning_rate"] *= layer._fake_quant_weight.learning_rate
             layer._fake_quant_input = find(entry.activation.quantizer, ActivationQuantizer)(entry.activation)
             reads = (input_of(entry.name), entry.activation)
             layer._fake_quant_input.share(siblings.setdefault(reads, layer._fake_quant_input))
@@ -238,9 +235,11 @@ def deployable(model: paddle.nn.Layer) -> tuple[paddle.nn.Layer, dict[str, Layer
         bias = np.zeros(columns, np.float32) if layer.bias is None else layer.bias.numpy()
         linear.weight.set_value(on_grid)
         linear.bias.set_value(bias + np.float32(offset) * on_grid.sum(axis=0))
-        parent, _, leaf = name.rpartition(".")
-        setattr(dict(plain.named_sublayers(include_self=True))[parent], leaf, linear)
+        _replace(plain, name, linear)
         grids[linear.weight.name] = LayerGrid(step, layer._fake_quant_weight.bits, activation_step, activation.bits)
+    for name, layer in dict(plain.named_sublayers()).items():
+        if isinstance(layer, QuantizedEmbedding):
+            _replace(plain, name, layer.deployed())
     plain.eval()
     return plain, grids
 
@@ -248,6 +247,11 @@ def deployable(model: paddle.nn.Layer) -> tuple[paddle.nn.Layer, dict[str, Layer
 def is_quantizer_state(name: str) -> bool:
     """Whether a parameter or buffer belongs to quantizers, and so to no fp32 model."""
     return any(part in name for part in QUANTIZER_STATE)
+
+
+def _replace(model: paddle.nn.Layer, name: str, layer: paddle.nn.Layer) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(dict(model.named_sublayers(include_self=True))[parent], leaf, layer)
 
 
 def quantizer_buffers(model: paddle.nn.Layer) -> dict[str, np.ndarray]:

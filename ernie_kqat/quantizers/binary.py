@@ -29,7 +29,7 @@ class BinaryWeight(WeightQuantizer):
         super().__init__(options, weight)
         if options.split:
             self.high, self.low = LEVELS, -LEVELS
-            weight.optimize_attr["learning_rate"] = 2.0  # each half moves by the whole rate
+            self.learning_rate = 2.0  # each half moves by the whole rate
             self.register_buffer("difference", paddle.zeros(weight.shape))  # u1 - u2
 
     def begin(self, weight):
@@ -37,7 +37,7 @@ class BinaryWeight(WeightQuantizer):
             try:
                 first, second = numeric.split_ternary(weight.numpy(), self.options.granularity)
             except ValueError as error:
-                raise UserError(f"Slim.quant.weight.split: {error}; use quantizer: binary without it there") from None
+                raise UserError(f"Slim.quant: split: {error}; use quantizer: binary without it there") from None
             self.difference.set_value((first - second).astype(np.float32))
 
     def integers(self, weight):
