@@ -220,6 +220,8 @@ class Trainer:
             qat = KurtosisQAT.from_options(self.settings.Slim.quant, kurtosis, pretrained)
             qat.quantize(self.model)
         for method in self.methods:
+            method.prepare(self.model)
+        for method in self.methods:
             if method is not kurtosis or qat is None:
                 method.attach(self.model, pretrained)
         return qat
