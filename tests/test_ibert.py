@@ -285,3 +285,11 @@ def test_mistakes_are_named(tmp_path, tiny_ernie):
         IBERT().prepare(load_classifier(str(tiny_ernie), 2))
     with pytest.raises(UserError, match="Slim.ibert.gelu: the model's activation is relu; say gelu: false"):
         quantized(make_tiny_ernie(tmp_path / "relu", hidden_act="relu"))
+
+
+def test_inputs_of_a_model_that_has_diverged_are_named():
+    for value, message in ((3000.0, "Slim.ibert.bits: step 1.46.*more bits"), (float("nan"), "training has diverged")):
+        layer = IntegerSoftmax(12, 8)
+        layer.train()
+        with pytest.raises(UserError, match=message):
+            layer(paddle.to_tensor([[value, 1.0]]))

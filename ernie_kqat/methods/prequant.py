@@ -44,7 +44,7 @@ class FixedStep(WeightQuantizer):
 
 @dataclass(frozen=True)
 class Frozen:
-    """A matrix, what it is on its grid, and where it may differ from that: 1 or 0, [in, out]."""
+    """A matrix, what it is on its grid, and where it may differ from that (bool), [in, out]."""
 
     weight: paddle.Tensor
     on_grid: paddle.Tensor
@@ -88,16 +88,18 @@ class PreQuant(Method):
     def _freeze(self, layer) -> Frozen:
         quantizer, before = layer._fake_quant_weight, layer.weight.numpy()
         on_grid, limit = quantizer(layer.weight).numpy(), quantizer.high * quantizer.step().numpy()
-        chosen = largest(np.abs(before - on_grid), self.share)
-        layer.weight.set_value(np.where(chosen, np.clip(before, -limit, limit), on_grid))
-        mask = paddle.to_tensor(chosen.astype(np.float32))
-        layer.weight.register_hook(lambda gradient: gradient * mask)  # before the gradient's norm is clipped
-        return Frozen(layer.weight, paddle.to_tensor(on_grid), mask)
+        found = largest(np.abs(before - on_grid), self.share)
+        layer.weight.set_value(np.where(found, np.clip(before, -limit, limit), on_grid))
+        chosen = paddle.to_tensor(found)
+        layer.weight.register_hook(  # before the gradient's norm is clipped
+            lambda gradient: paddle.where(chosen, gradient, paddle.zeros_like(gradient))
+        )
+        return Frozen(layer.weight, paddle.to_tensor(on_grid), chosen)
 
     @paddle.no_grad()
     def after_step(self):
         for one in self.frozen:  # AdamW's weight decay moved them
-            one.weight.set_value(paddle.where(one.chosen > 0, one.weight, one.on_grid))
+            one.weight.set_value(paddle.where(one.chosen, one.weight, one.on_grid))
 
     def plan(self):
         return [

@@ -50,8 +50,7 @@ class IntegerGELU(OnIntegers):
 
     def forward(self, x):
         x, q, step = self.rounded(x)
-        out, out_step = integer.gelu(q, step)
-        return PassThrough.apply(F.gelu(x), _real(out, out_step))
+        return PassThrough.apply(F.gelu(x), _reals(integer.gelu, q, step))
 
 
 class IntegerSoftmax(OnIntegers):
@@ -65,7 +64,7 @@ class IntegerSoftmax(OnIntegers):
         x, q, step = self.rounded(scores)
         if mask is not None:
             x, q = x + mask, q + _integers(mask, step)
-        return PassThrough.apply(F.softmax(x), _real(*integer.softmax(q, step, self.out_bits)))
+        return PassThrough.apply(F.softmax(x), _reals(integer.softmax, q, step, self.out_bits))
 
 
 class IntegerLayerNorm(OnIntegers):
@@ -79,9 +78,8 @@ class IntegerLayerNorm(OnIntegers):
         x, q, _ = self.rounded(x)
         out, step = integer.normalize(q)
         value = out * step * self.weight.numpy() + self.bias.numpy()
-        return PassThrough.apply(
-            F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self._epsilon), _real(value, 1.0)
-        )
+        exact = F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self._epsilon)
+        return PassThrough.apply(exact, value.astype(np.float32))
 
 
 class AttentionWith(paddle.nn.Layer):
@@ -143,8 +141,15 @@ class IBERT(Method):
 
 
 def _integers(x: paddle.Tensor, step: float) -> np.ndarray:
-    return np.rint(x.numpy().astype(np.float64) / step).astype(np.int64)
+    q = np.rint(x.numpy().astype(np.float64) / step)
+    if not np.isfinite(q).all():  # integers would hide it
+        raise UserError(f"{KEY}: an input is not finite: training has diverged; lower Train.learning_rate")
+    return q.astype(np.int64)
 
 
-def _real(q: np.ndarray, step: float) -> np.ndarray:
+def _reals(function: Callable, *arguments) -> np.ndarray:
+    try:
+        q, step = function(*arguments)
+    except ValueError as error:  # a range that the integers cannot bear
+        raise UserError(f"{KEY}.bits: {error}") from None
     return (q * step).astype(np.float32)
