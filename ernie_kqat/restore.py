@@ -59,6 +59,9 @@ def restore_run(run: str | Path, fp32: str | None = None) -> Restored:
     restored = restore_folder(best, settings.Data)
     if settings.Slim.quant is not None:
         restored = restored.quantized(settings.Slim.quant, begin=False)
+        for method in settings.Slim.methods.values():
+            method.prepare(restored.model)
+        restored.model.eval()
         load_quantizer_buffers(restored.model, run_folder.read_quantizers(best))
     if fp32 is None:
         start = _first_start(settings.Model.name_or_path)

@@ -231,6 +231,8 @@ class Trainer:
             if self.stored is not None:
                 load_quantizer_buffers(self.model, self.stored)
         for method in self.methods:
+            method.prepare(self.model)
+        for method in self.methods:
             if method is not kurtosis or qat is None:
                 method.attach(self.model, pretrained)
         return qat

@@ -32,7 +32,13 @@ def default_spec() -> list[paddle.static.InputSpec]:
 
 
 def save_fp32(model: paddle.nn.Layer, path: Path, input_spec: list | None = None) -> None:
-    """Write the plain fp32 inference program of an unquantized model to `path`.pdmodel and .pdiparams."""
+    """Write the plain fp32 inference program of an unquantized model to `path`.pdmodel and .pdiparams.
+
+    UserError for a layer that says it is `simulated_only`: it computes what Paddle Inference cannot.
+    """
+    for name, layer in model.named_sublayers():
+        if hasattr(layer, "simulated_only"):
+            raise UserError(f"{name}: {layer.simulated_only}; nothing is exported")
     model.eval()
     with _quiet():
         static = paddle.jit.to_static(model, input_spec=input_spec or default_spec(), full_graph=True)

@@ -19,8 +19,11 @@ Gradients = Callable[[], "dict[str, float]"]  # fills param.grad for one effecti
 class Method:
     """One training idea. Each hook is the identity unless the idea needs it; the dataclass's fields are its config."""
 
+    def prepare(self, model) -> None:
+        """Swap sublayers of a quantized model for what the method computes in their place; also when a run is restored."""
+
     def attach(self, model, pretrained: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Once, before the optimizer is made. `pretrained()` gives the original weight matrices by parameter name."""
+        """Once, between `prepare` and the optimizer's making. `pretrained()`: the original matrices by parameter name."""
 
     def before_calibration(self, model, batches: Sequence[Batch]) -> None:
         """Before the activation ranges are set by `batches`; the model is in eval mode."""
