@@ -7,13 +7,16 @@ The layout is that of ernie_kqat/native/encoder.h: widths padded with zeros to m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import paddle
 
+from .. import native
 from ..errors import UserError
 from ..quantizers import numeric
 from ..quantizers.attach import FittedLinear, LayerGrid, deployable
+from .program import static_mode
 
 LANES, WIDTH = 16, 64
 ACTIVATIONS = {"gelu": 1, "relu": 2}
@@ -171,3 +174,24 @@ def _panels(matrix: np.ndarray, together: int) -> np.ndarray:
 
 def _joined(arrays: list[np.ndarray], dtype) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *(array.astype(dtype).reshape(-1) for array in arrays)])
+
+
+def save(model: paddle.nn.Layer, path: Path) -> None:
+    """Write the program of the one operator to `path`.pdmodel and .pdiparams; the operator must be loaded."""
+    held = contents(model)
+    with static_mode():
+        scope, program = paddle.static.Scope(), paddle.static.Program()
+        with paddle.static.scope_guard(scope), paddle.static.program_guard(program):
+            feeds = [paddle.static.data(name, [-1, -1], "int64") for name in ("input_ids", "token_type_ids")]
+            block = program.global_block()
+            inputs = {"InputIds": feeds[0], "TokenTypeIds": feeds[1]}
+            for name, array in held.flat().items():
+                inputs[name.capitalize()] = block.create_var(
+                    name=name, shape=array.shape, dtype=str(array.dtype), persistable=True, stop_gradient=True
+                )
+                scope.var(name).get_tensor().set(array, paddle.CPUPlace())
+            logits = block.create_var(name="logits", shape=[-1, held.shape[4]], dtype="float32")
+            attributes = {name: getattr(held, name) for name in ("shape", "exact", "rounding", "epsilon")}
+            block.append_op(type=native.OPERATOR, inputs=inputs, outputs={"Logits": logits}, attrs=attributes)
+            executor = paddle.static.Executor(paddle.CPUPlace())
+            paddle.static.save_inference_model(str(path), feeds, [logits], executor, program=program)
