@@ -89,6 +89,11 @@ def _check_file(path: Path, listed: dict[str, Any], check_hashes: bool) -> None:
         raise UserError(f"{path}: its sha256 is not the one in {MANIFEST}: the file was changed after the export")
 
 
+def contents(folder: Path) -> list[str]:
+    """The names of all files of the folder and its native folder."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
 def is_native(manifest: dict[str, Any]) -> bool:
     """Whether the artifact holds a native program beside the plain one."""
     return NATIVE in manifest

@@ -102,7 +102,9 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path, 
     inputs, output = program.names(stem)
     files.write_text(folder / artifact.SERVING_CONF, serving_conf(inputs, output, len(restored.labels)))
     settings = restored.model.config
-    natively = _write_native(restored, folder) if engine == "native" else {}
+    if engine == "native" and restored.quant is None:
+        raise UserError("Export.engine: native: the model is not quantized; it is for INT8 (Slim.quant)")
+    entry = {artifact.NATIVE: write_native(restored.model, folder, restored.labels)} if engine == "native" else {}
     fields = {
         "ernie_kqat": __version__,
         "paddle": paddle.__version__,
@@ -116,27 +118,27 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path, 
         "tokenizer": {"kind": tokenizer.kind, "do_lower_case": getattr(tokenizer, "do_lower_case", True)},
         "inputs": inputs,
         "output": output,
-        **natively,
+        **entry,
         "quantization": None
         if restored.quant is None
         else {**strict.to_tree(restored.quant), "plan": list(restored.plan)},
         "verification": None,
     }
-    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    artifact.write_manifest(folder, fields, names)
+    artifact.write_manifest(folder, fields, artifact.contents(folder))
 
 
-def _write_native(restored: Restored, folder: Path) -> dict[str, Any]:
+def write_native(model: paddle.nn.Layer, folder: Path, labels: list[str]) -> dict[str, Any]:
     """The native program in a folder of its own, where Paddle Serving finds it alone. Returns the manifest's entry."""
-    if restored.quant is None:
-        raise UserError("Export.engine: native: the model is not quantized; it is for INT8 (Slim.quant)")
-    native.build()
-    native.load()
+    try:
+        native.build()
+        native.load()
+    except UserError as error:
+        raise UserError(f"Export.engine: native: {error}") from None
     stem = folder / artifact.NATIVE / Path(artifact.MODEL).stem
-    native_program.save(restored.model, stem)
+    native_program.save(model, stem)
     inputs, output = program.names(stem)
-    files.write_text(stem.with_name(artifact.SERVING_CONF), serving_conf(inputs, output, len(restored.labels)))
-    return {artifact.NATIVE: {"output": output}}
+    files.write_text(stem.with_name(artifact.SERVING_CONF), serving_conf(inputs, output, len(labels)))
+    return {"output": output}
 
 
 def _split(path: Path, tokenizer, restored: Restored, file: str | None = None, rows: int | None = None) -> Split:

@@ -118,7 +118,8 @@ class _Packer:
     def linear(self, to: Contents, layer, split: bool = False, to_heads: bool = False, from_heads: bool = False) -> None:
         """`split`: times 1 / sqrt(head width), which attention wants of its queries."""
         factor = np.float32(self.head_width**-0.5 if split else 1)
-        weight, bias = layer.weight.numpy(), layer.bias.numpy()
+        weight = layer.weight.numpy()
+        bias = np.zeros(weight.shape[1], np.float32) if layer.bias is None else layer.bias.numpy()
         grid = self.grids.get(layer.weight.name)
         to.exact.append(int(grid is not None))
         to.rounding += _rounding(layer, grid)

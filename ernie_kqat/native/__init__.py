@@ -87,7 +87,7 @@ def build(again: bool = False) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build.") as folder:
         objects = {**CORE, "paddle_op": ("paddle_op.cc", _paddle_flags())}
         made = compile_objects(compiler, objects, Path(folder), COMMON)
-        _run([compiler, "-shared", *map(str, made), *_link_flags(), "-o", str(Path(folder, LIBRARY))])
+        run([compiler, "-shared", *map(str, made), *_link_flags(), "-o", str(Path(folder, LIBRARY))])
         os.replace(Path(folder, LIBRARY), path)
     return path
 
@@ -105,7 +105,8 @@ def compile_objects(compiler: str, objects: dict, folder: Path, flags: tuple[str
     return list(running)
 
 
-def _run(command: list[str]) -> None:
+def run(command: list[str]) -> None:
+    """Run the compiler; UserError with its first error if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     _check(command, done.returncode, done.stdout)
 
