@@ -27,7 +27,7 @@ FAST = ("amx", "avx512")  # the instruction sets with which the operator is fast
 SOURCES = Path(__file__).parent
 BUILD = "python tools/build_native.py"
 
-COMMON = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-uninitialized")
+COMMON = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")) + ("-mfma", "-mprefer-vector-width=512")
 # Object file: source and flags. The kernels are compiled once for each instruction set.
 CORE = {
@@ -36,7 +36,7 @@ CORE = {
     "dispatch": ("dispatch.cc", ()),
     "portable": ("kernels.cc", ("-DKERNELS=portable",)),
     "avx512": ("kernels.cc", ("-DKERNELS=avx512", *AVX512)),
-    "amx": ("amx.cc", ("-mavx512f", "-mamx-tile", "-mamx-int8")),
+    "amx": ("kernels.cc", ("-DKERNELS=amx", *AVX512, "-mamx-tile", "-mamx-int8")),
 }
 
 _lock = threading.Lock()

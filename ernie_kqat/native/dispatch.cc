@@ -25,14 +25,7 @@ bool has_amx() {
 
 std::vector<Kernels> found() {
   std::vector<Kernels> all;
-  if (has_amx()) {
-    Kernels amx = avx512_kernels();
-    amx.name = "amx";
-    amx.begin = amx_begin;
-    amx.end = amx_end;
-    amx.accumulate = amx_accumulate();
-    all.push_back(amx);
-  }
+  if (has_amx()) all.push_back(amx_kernels());
   if (has_avx512()) all.push_back(avx512_kernels());
   all.push_back(portable_kernels());
   return all;

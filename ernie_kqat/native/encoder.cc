@@ -149,7 +149,7 @@ class Pass {
   }
 
   void product(const Linear& linear, const uint8_t* bytes, const float* reals, int rows, const Sink& sink) const {
-    k_.product(k_.accumulate, linear, bytes, reals, rows, part_, sink);
+    k_.product(linear, bytes, reals, rows, part_, sink);
   }
 
   Sink store(float* reals, int stride) const {

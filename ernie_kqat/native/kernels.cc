@@ -3,6 +3,9 @@
 #include "kernels.h"
 
 #include "vector.h"
+#if defined(__AMX_INT8__)
+#include "amx.h"
+#endif
 
 namespace ernie_kqat {
 namespace {
@@ -15,9 +18,9 @@ INLINE Floats activated(Floats x) {
   return x;
 }
 
-INLINE void put(Floats value, const Sink& sink, int64_t index) {
+INLINE void put(Floats value, const Sink& sink, const Roundings& rounding, int64_t index) {
   if (sink.bytes) {
-    store(sink.bytes + index, quantized(value, sink.rounding));
+    store(sink.bytes + index, quantized(value, rounding));
   } else if (sink.add) {
     store(sink.reals + index, load<Floats>(sink.reals + index) + value);
   } else {
@@ -25,6 +28,7 @@ INLINE void put(Floats value, const Sink& sink, int64_t index) {
   }
 }
 
+#if !defined(__AMX_INT8__)
 #if defined(__AVX512VNNI__)
 template <int ROWS_NOW, int PANELS>
 INLINE void dots(const uint8_t* rows, int stride, const int8_t* panel, int in, int32_t* tile) {
@@ -69,12 +73,25 @@ INLINE void all_dots(const uint8_t* rows, int stride, int count, const int8_t* p
   for (; row < count; row++) dots<1, PANELS>(rows + int64_t(row) * stride, stride, panel, in, tile + row * PANELS * LANES);
 }
 
-void accumulate(const uint8_t* rows, int stride, int count, const int8_t* panel, int in, int panels, int32_t* tile) {
-  if (panels == 2)
-    all_dots<2>(rows, stride, count, panel, in, tile);
-  else
-    all_dots<4>(rows, stride, count, panel, in, tile);
-}
+// The sums of a block of bytes; see amx.h for the other one, which is why they are asked for step by step.
+class Sums {
+ public:
+  Sums(const uint8_t* rows, int stride, int count, const int8_t* panel, int in, int panels)
+      : rows_(rows), panel_(panel), stride_(stride), count_(count), in_(in), panels_(panels) {}
+  void step(int) {}
+  void store(int32_t* tile) const {
+    if (panels_ == 2)
+      all_dots<2>(rows_, stride_, count_, panel_, in_, tile);
+    else
+      all_dots<4>(rows_, stride_, count_, panel_, in_, tile);
+  }
+
+ private:
+  const uint8_t* rows_;
+  const int8_t* panel_;
+  const int stride_, count_, in_, panels_;
+};
+#endif
 
 // out[R][C x 16] = rows [R, depth] . matrix [depth, C x 16], whose next 16 columns are `next` values on.
 template <int R, int C>
@@ -103,66 +120,100 @@ void accumulate_reals(const float* rows, int stride, int count, const float* pan
   for (; row < count; row++) real_dots<1>(rows + int64_t(row) * stride, stride, panel, in, tile + row * 2 * LANES);
 }
 
-// From the sums of a block to the sink.
+// A block whose sums are there and are yet to go to the sink, row by row.
 template <Activation activation, bool EXACT>
-void finish(const void* tile, int rows, int panels, const Linear& linear, int column, const Sink& sink, int64_t first) {
-  for (int p = 0; p < panels; p++) {
-    const int at = column + p * LANES;
-    const Floats bias = load<Floats>(linear.bias + at);
-    const Floats steps = EXACT ? load<Floats>(linear.steps + at) : Floats{};
-    const Ints shifts = EXACT ? load<Ints>(linear.shifts + at) : Ints{};
-    for (int r = 0; r < rows; r++) {
-      const int index = (r * panels + p) * LANES;
-      Floats value;
+class Pending {
+ public:
+  Pending(const Linear& linear, const Sink& sink) : linear_(linear), sink_(sink), rounding_(sink.rounding) {}
+
+  void set(const void* tile, int rows, int panels, int column, int first) {
+    tile_ = tile;
+    rows_ = rows;
+    panels_ = panels;
+    column_ = column;
+    first_ = first;
+    done_ = 0;
+  }
+
+  // Up to `share` of `shares` of the rows.
+  INLINE_METHOD void advance(int share, int shares) {
+    for (const int end = rows_ * share / shares; done_ < end; done_++)
+      for (int p = 0; p < panels_; p++) put_values(done_, p);
+  }
+
+ private:
+  INLINE_METHOD void put_values(int row, int p) const {
+    const int at = column_ + p * LANES, index = (row * panels_ + p) * LANES;
+    Floats value;
+    if constexpr (EXACT) {
+      Ints sums = load<Ints>(static_cast<const int32_t*>(tile_) + index) - load<Ints>(linear_.shifts + at);
+      value = __builtin_convertvector(sums, Floats) * load<Floats>(linear_.steps + at) + load<Floats>(linear_.bias + at);
+    } else {
+      value = load<Floats>(static_cast<const float*>(tile_) + index) + load<Floats>(linear_.bias + at);
+    }
+    put(activated<activation>(value), sink_, rounding_, int64_t(first_ + row) * sink_.stride + at);
+  }
+
+  const Linear linear_;
+  const Sink sink_;
+  const Roundings rounding_;
+  const void* tile_ = nullptr;
+  int rows_ = 0, panels_ = 0, column_ = 0, first_ = 0, done_ = 0;
+};
+
+// Columns outside, rows inside: the weights of a column block stay in the first cache for all rows. A block goes to the sink
+// while the tile registers sum up the next one.
+template <Activation activation, bool EXACT>
+void product_of(const Linear& linear, const uint8_t* bytes, const float* reals, int rows, Part part, const Sink& sink) {
+  alignas(64) int32_t tiles[2][TILE];
+  Pending<activation, EXACT> pending(linear, sink);
+  const int panels = rows <= ROWS / 2 && EXACT ? 4 : 2;
+  const int most = TILE / (panels * LANES), blocks = linear.out / (panels * LANES), in = linear.in;
+  const int first = int(int64_t(blocks) * part.part / part.parts), last = int(int64_t(blocks) * (part.part + 1) / part.parts);
+  int turn = 0;
+  for (int b = first; b < last; b++) {
+    const int column = b * panels * LANES;
+    const int64_t panel = int64_t(column) * in;
+    for (int row = 0; row < rows; row += most) {
+      const int count = rows - row < most ? rows - row : most;
+      int32_t* tile = tiles[turn ^= 1];
       if constexpr (EXACT) {
-        Ints sums = load<Ints>(static_cast<const int32_t*>(tile) + index) - shifts;
-        value = __builtin_convertvector(sums, Floats) * steps + bias;
+        Sums sums(bytes + int64_t(row) * in, in, count, linear.integers + panel, in, panels);
+        for (int at = 0; at < in; at += WIDTH) {
+          sums.step(at);
+          pending.advance(at / WIDTH + 1, in / WIDTH);
+        }
+        sums.store(tile);
       } else {
-        value = load<Floats>(static_cast<const float*>(tile) + index) + bias;
+        pending.advance(1, 1);
+        accumulate_reals(reals + int64_t(row) * in, in, count, linear.reals + panel, in, reinterpret_cast<float*>(tile));
       }
-      put(activated<activation>(value), sink, first + int64_t(r) * sink.stride + at);
+      pending.set(tile, count, panels, column, row);
     }
   }
+  pending.advance(1, 1);
 }
 
 template <bool EXACT>
-void finish_any(const void* tile, int rows, int panels, const Linear& linear, int column, const Sink& sink, int64_t first) {
+void product_by(const Linear& linear, const uint8_t* bytes, const float* reals, int rows, Part part, const Sink& sink) {
   switch (sink.activation) {
-    case Activation::none: return finish<Activation::none, EXACT>(tile, rows, panels, linear, column, sink, first);
-    case Activation::gelu: return finish<Activation::gelu, EXACT>(tile, rows, panels, linear, column, sink, first);
-    case Activation::relu: return finish<Activation::relu, EXACT>(tile, rows, panels, linear, column, sink, first);
-    case Activation::tanh: return finish<Activation::tanh, EXACT>(tile, rows, panels, linear, column, sink, first);
+    case Activation::none: return product_of<Activation::none, EXACT>(linear, bytes, reals, rows, part, sink);
+    case Activation::gelu: return product_of<Activation::gelu, EXACT>(linear, bytes, reals, rows, part, sink);
+    case Activation::relu: return product_of<Activation::relu, EXACT>(linear, bytes, reals, rows, part, sink);
+    case Activation::tanh: return product_of<Activation::tanh, EXACT>(linear, bytes, reals, rows, part, sink);
   }
 }
 
-// Columns outside, rows inside: the weights of a column block stay in the first cache for all rows.
-void product(Accumulate accumulate_bytes, const Linear& linear, const uint8_t* bytes, const float* reals, int rows,
-             Part part, const Sink& sink) {
-  alignas(64) int32_t tile[TILE];
-  alignas(64) float real_tile[TILE];
-  const int panels = rows <= ROWS / 2 && linear.integers ? 4 : 2;
-  const int most = TILE / (panels * LANES);
-  const int blocks = linear.out / (panels * LANES);
-  const int first = int(int64_t(blocks) * part.part / part.parts), last = int(int64_t(blocks) * (part.part + 1) / part.parts);
-  for (int b = first; b < last; b++) {
-    const int column = b * panels * LANES;
-    const int64_t panel = int64_t(column) * linear.in;
-    for (int row = 0; row < rows; row += most) {
-      const int count = rows - row < most ? rows - row : most;
-      const int64_t to = int64_t(row) * sink.stride;
-      if (linear.integers) {
-        accumulate_bytes(bytes + int64_t(row) * linear.in, linear.in, count, linear.integers + panel, linear.in, panels, tile);
-        finish_any<true>(tile, count, panels, linear, column, sink, to);
-      } else {
-        accumulate_reals(reals + int64_t(row) * linear.in, linear.in, count, linear.reals + panel, linear.in, real_tile);
-        finish_any<false>(real_tile, count, panels, linear, column, sink, to);
-      }
-    }
-  }
+void product(const Linear& linear, const uint8_t* bytes, const float* reals, int rows, Part part, const Sink& sink) {
+  if (linear.integers)
+    product_by<true>(linear, bytes, reals, rows, part, sink);
+  else
+    product_by<false>(linear, bytes, reals, rows, part, sink);
 }
 
 void quantize(const float* row, int width, const Rounding& rounding, uint8_t* bytes) {
-  for (int at = 0; at < width; at += LANES) store(bytes + at, quantized(load<Floats>(row + at), rounding));
+  const Roundings all_lanes(rounding);
+  for (int at = 0; at < width; at += LANES) store(bytes + at, quantized(load<Floats>(row + at), all_lanes));
 }
 
 INLINE Floats first_lanes(Floats x, int count) {
@@ -238,6 +289,7 @@ INLINE float exponentials(float* scores, int keys, int columns, bool skip_first)
 
 template <int R>
 INLINE void attend_rows(const Head& head, int row, const float* keys, int columns, float* scores, const Sink& sink) {
+  const Roundings rounding(sink.rounding);
   for (int at = 0; at < columns; at += 2 * LANES) {
     Floats out[R][2];
     block<R, 2>(head.query + int64_t(row) * head.stride, head.stride, keys + at, columns, LANES, head.width, out);
@@ -251,12 +303,12 @@ INLINE void attend_rows(const Head& head, int row, const float* keys, int column
     Floats out[R][2];
     block<R, 2>(scores, columns, head.value + at, head.stride, LANES, head.keys, out);
     for (int r = 0; r < R; r++)
-      for (int c = 0; c < 2; c++) put(out[r][c] * factors[r], sink, int64_t(row + r) * sink.stride + at + c * LANES);
+      for (int c = 0; c < 2; c++) put(out[r][c] * factors[r], sink, rounding, int64_t(row + r) * sink.stride + at + c * LANES);
   }
   if (at < head.width) {
     Floats out[R][1];
     block<R, 1>(scores, columns, head.value + at, head.stride, LANES, head.keys, out);
-    for (int r = 0; r < R; r++) put(out[r][0] * factors[r], sink, int64_t(row + r) * sink.stride + at);
+    for (int r = 0; r < R; r++) put(out[r][0] * factors[r], sink, rounding, int64_t(row + r) * sink.stride + at);
   }
 }
 
@@ -270,14 +322,17 @@ void attend(const Head& head, float* scratch, const Sink& sink) {
   for (; row < head.queries; row++) attend_rows<1>(head, row, scratch, columns, scores, sink);
 }
 
-void nothing() {}
+#if !defined(__AMX_INT8__)
+void begin() {}
+void end() {}
+#endif
 
 #define TEXT_OF(name) #name
 #define TEXT(name) TEXT_OF(name)
 #define JOINED_OF(a, b) a##b
 #define JOINED(a, b) JOINED_OF(a, b)
 
-constexpr Kernels TABLE = {TEXT(KERNELS), nothing, nothing, accumulate, product, quantize, normalize, attend};
+constexpr Kernels TABLE = {TEXT(KERNELS), begin, end, product, quantize, normalize, attend};
 
 }  // namespace
 

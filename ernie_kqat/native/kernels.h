@@ -29,19 +29,12 @@ struct Head {
   bool skip_first;                   // the first key is masked
 };
 
-// tile[rows][16 x panels] = the sums over `in` of bytes of a row times integers of a column. rows <= 32 with 2 panels, or
-// rows <= 16 with 4. Reads whole blocks of ROWS rows.
-using Accumulate = void (*)(const uint8_t* rows, int stride, int count, const int8_t* panel, int in, int panels,
-                            int32_t* tile);
-
 struct Kernels {
   const char* name;
   void (*begin)();  // before the first and after the last product of a thread
   void (*end)();
-  Accumulate accumulate;
   // sink = activation(rows . linear + bias); `bytes` or `reals` of `linear.in` values a row, as the Linear needs.
-  void (*product)(Accumulate accumulate, const Linear& linear, const uint8_t* bytes, const float* reals, int rows,
-                  Part part, const Sink& sink);
+  void (*product)(const Linear& linear, const uint8_t* bytes, const float* reals, int rows, Part part, const Sink& sink);
   void (*quantize)(const float* row, int width, const Rounding& rounding, uint8_t* bytes);
   // LayerNorm of a row of `hidden` values, in place; padding stays 0.
   void (*normalize)(float* row, int hidden, const Norm& norm);
@@ -53,9 +46,7 @@ constexpr int attention_scratch(int keys, int width) { return (width + 8) * padd
 
 const Kernels& portable_kernels();
 const Kernels& avx512_kernels();
-Accumulate amx_accumulate();
-void amx_begin();
-void amx_end();
+const Kernels& amx_kernels();
 
 // The kernels of that name, or the best for ""; throws std::invalid_argument for a name that this CPU has not.
 const Kernels& kernels(const std::string& isa);

@@ -17,7 +17,8 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE_METHOD inline __attribute__((always_inline))
+#define INLINE static INLINE_METHOD
 
 template <class V, class T>
 INLINE V load(const T* from) {
@@ -54,10 +55,17 @@ INLINE float largest(Floats a) {
 
 constexpr float ROUND = 12582912.0f;  // 1.5 x 2^23: adding it leaves the integer nearest to x, half to even, in the low bits
 
+// A Rounding in every lane.
+struct Roundings {
+  explicit INLINE_METHOD Roundings(const Rounding& one)
+      : inverse_step(all(one.inverse_step)), offset(all(one.offset)), low(all(one.low)), high(all(one.high)) {}
+  const Floats inverse_step, offset, low, high;
+};
+
 // The bytes q + 128 of 16 values.
-INLINE Bytes quantized(Floats x, const Rounding& rounding) {
-  Floats q = smaller(larger((x - rounding.offset) * rounding.inverse_step, all(rounding.low)), all(rounding.high));
-  Floats shifted = q + (ROUND + 128.0f);
+INLINE Bytes quantized(Floats x, const Roundings& rounding) {
+  Floats q = smaller(larger((x - rounding.offset) * rounding.inverse_step, rounding.low), rounding.high);
+  Floats shifted = q + all(ROUND + 128.0f);
   Ints bits;
   std::memcpy(&bits, &shifted, sizeof bits);
 #if defined(__AVX512F__)
