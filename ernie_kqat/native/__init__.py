@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .. import files
@@ -93,27 +94,22 @@ def build(again: bool = False) -> Path:
 
 
 def compile_objects(compiler: str, objects: dict, folder: Path, flags: tuple[str, ...]) -> list[Path]:
-    """Compile {name: (source, flags)} of this folder to objects in `folder`, a process each."""
-    running = {}
-    for name, (source, own) in objects.items():
-        made = folder / f"{name}.o"
-        command = [compiler, *flags, *own, f"-I{SOURCES}", "-c", str(SOURCES / source), "-o", str(made)]
-        running[made] = (command, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    for command, process in running.values():
-        output, _ = process.communicate()
-        _check(command, process.returncode, output)
-    return list(running)
+    """Compile {name: (source, flags)}, sources of this folder or any, to objects in `folder`, side by side."""
+    made = [folder / f"{name}.o" for name in objects]
+    commands = [
+        [compiler, *flags, *own, f"-I{SOURCES}", "-c", str(SOURCES / source), "-o", str(path)]
+        for path, (source, own) in zip(made, objects.values())
+    ]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(run, commands))
+    return made
 
 
 def run(command: list[str]) -> None:
     """Run the compiler; UserError with its first error if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    _check(command, done.returncode, done.stdout)
-
-
-def _check(command: list[str], code: int, output: str) -> None:
-    if code:
-        first = next((line for line in output.splitlines() if "error" in line), output.strip()[-300:])
+    if done.returncode:
+        first = next((line for line in done.stdout.splitlines() if "error" in line), done.stdout.strip()[-300:])
         raise UserError(
             f"{command[0]}: the native operator does not compile ({first}); it needs g++ 11 or newer (CXX names another)"
         )
