@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from .. import __version__, artifact, config, files, run_folder, strict
+from .. import __version__, artifact, config, files, native, run_folder, strict
 from ..calibration import calibrate_rows
 from ..data.dataset import Split, load_eval_split
 from ..errors import UserError
@@ -21,6 +21,7 @@ from ..methods import Method
 from ..models.loading import pretrained_matrices
 from ..restore import Restored, restore_folder, restore_run
 from ..tokenizer import load_tokenizer
+from . import native as native_program
 from . import program
 from .verify import verify
 
@@ -92,7 +93,7 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         new, plain = Path(scratch, "new"), Path(scratch, "fp32")
-        write_unverified(restored, tokenizer, split, new)
+        write_unverified(restored, tokenizer, split, new, limits.engine)
         write_unverified(restore_folder(restored.fp32, restored.data), tokenizer, split, plain)
         verification = verify(restored, split, new, plain, limits)
         manifest = artifact.read_manifest(new)
@@ -105,8 +106,8 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     return {**manifest, "folder": str(target)}
 
 
-def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path) -> None:
-    """An artifact folder, not yet verified."""
+def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path, engine: str = "paddle") -> None:
+    """An artifact folder, not yet verified; for engine `native` with the native program beside the plain one."""
     folder.mkdir()
     stem = folder / Path(artifact.MODEL).stem
     if restored.quant is None:
@@ -119,6 +120,9 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path) 
     inputs, output = program.names(stem)
     files.write_text(folder / artifact.SERVING_CONF, serving_conf(inputs, output, len(restored.labels)))
     settings = restored.model.config
+    if engine == "native" and restored.quant is None:
+        raise UserError("Export.engine: native: the model is not quantized; it is for INT8 (Slim.quant)")
+    entry = {artifact.NATIVE: write_native(restored.model, folder, restored.labels)} if engine == "native" else {}
     fields = {
         "ernie_kqat": __version__,
         "paddle": paddle.__version__,
@@ -132,12 +136,27 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path) 
         "tokenizer": {"kind": tokenizer.kind, "do_lower_case": getattr(tokenizer, "do_lower_case", True)},
         "inputs": inputs,
         "output": output,
+        **entry,
         "quantization": None
         if restored.quant is None
         else {**strict.to_tree(restored.quant), "plan": list(restored.plan)},
         "verification": None,
     }
-    artifact.write_manifest(folder, fields, [path.name for path in folder.iterdir()])
+    artifact.write_manifest(folder, fields, artifact.contents(folder))
+
+
+def write_native(model: paddle.nn.Layer, folder: Path, labels: list[str]) -> dict[str, Any]:
+    """The native program in a folder of its own, where Paddle Serving finds it alone. Returns the manifest's entry."""
+    try:
+        native.build()
+        native.load()
+    except UserError as error:
+        raise UserError(f"Export.engine: native: {error}") from None
+    stem = folder / artifact.NATIVE / Path(artifact.MODEL).stem
+    native_program.save(model, stem)
+    inputs, output = program.names(stem)
+    files.write_text(stem.with_name(artifact.SERVING_CONF), serving_conf(inputs, output, len(labels)))
+    return {"output": output}
 
 
 def _split(path: Path, tokenizer, restored: Restored, file: str | None = None, rows: int | None = None) -> Split:
@@ -194,6 +213,7 @@ def summarize(found: dict[str, Any]) -> dict[str, Any]:
             "rows": found["samples"],
             "passed": found["passed"],
         },
+        **({"native": found["native"]} if "native" in found else {}),
     }
 
 
@@ -218,6 +238,8 @@ def describe(manifest: dict[str, Any]) -> list[str]:
         f"  ms per sentence, batch 32      fp32 {fp32['batch_32']:.2f}  deployed {deployed['batch_32']:.2f}",
         f"  size in MB                     fp32 {found['fp32_size_bytes'] / 1e6:.1f}  deployed {found['size_bytes'] / 1e6:.1f}",
     ]
+    if "native" in found:
+        lines += _describe_native(found["native"])
     if not found["passed"]:
         lines += ["worst samples (largest logit difference):"] + [
             f"  {row['difference']:.4f}  simulated {np.round(row['simulated'], 3).tolist()}  deployed"
@@ -225,3 +247,15 @@ def describe(manifest: dict[str, Any]) -> list[str]:
             for row in found["worst"]
         ]
     return [*lines, f"artifact: {manifest['folder']}"]
+
+
+def _describe_native(found: dict[str, Any]) -> list[str]:
+    latency, accuracy = found["latency_ms"], found["accuracy"]
+    return [
+        "native program",
+        f"  agreement with the simulation  {found['agreement']:.2%}",
+        f"  rms difference / logit std     {found['rms_over_std']:.4f}",
+        f"  accuracy                       {'-' if accuracy is None else format(accuracy, '.2%')}",
+        f"  ms per sentence                batch 1 {latency['batch_1']:.2f}  batch 32 {latency['batch_32']:.2f}",
+        f"  size in MB                     {found['size_bytes'] / 1e6:.1f}",
+    ]
