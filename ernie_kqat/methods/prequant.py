@@ -19,7 +19,7 @@ import numpy as np
 import paddle
 
 from ..errors import UserError
-from ..quantizers import IntegersWeight, StraightThrough, WeightQuantizer
+from ..quantizers import StraightThrough, WeightQuantizer
 from ..quantizers.attach import quantized_linears
 from ..strict import number
 from . import Method
@@ -64,7 +64,7 @@ class PreQuant(Method):
     def prepare(self, model):
         for name, layer in _encoder_linears(model).items():
             quantizer = layer._fake_quant_weight
-            if isinstance(quantizer, IntegersWeight):
+            if not quantizer.nearest:
                 raise UserError(
                     f"{KEY}: {name}: quantizer {quantizer.options.quantizer} has no step to hold; say minmax or lsq"
                 )

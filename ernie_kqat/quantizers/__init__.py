@@ -112,6 +112,7 @@ class WeightQuantizer(Quantizer):
     """Symmetric, integers in ±(2^(bits-1) - 1); forward(weight [in, out]) -> the weight on its grid."""
 
     allowed_bits: Sequence[int] = range(2, 9)
+    nearest = True  # forward takes the nearest point of the grid, so that its step says all
     learning_rate = 1.0  # of the weight, as a multiple
 
     def __init__(self, options: Any, weight: paddle.Tensor):

@@ -24,6 +24,7 @@ class BinaryWeight(WeightQuantizer):
     """One step per output channel or per tensor (the papers': per tensor); two of them where it is split."""
 
     allowed_bits = (1,)
+    nearest = False
 
     def __init__(self, options, weight: paddle.Tensor):
         super().__init__(options, weight)

@@ -17,6 +17,7 @@ class TernaryWeight(WeightQuantizer):
     """One threshold and step per output channel or per tensor (the paper's: per tensor)."""
 
     allowed_bits = (2,)
+    nearest = False
 
     def integers(self, weight):
         q = numeric.integers(weight.numpy(), self._spacing(weight).numpy(), 1)
