@@ -42,6 +42,7 @@ def deployed(kind, granularity):
     """A weight on its grid, as attach.deployable makes it; a split one has moved since it was split."""
     options = WeightQuant(granularity=granularity, **KINDS[kind][0])
     quantizer = quantizers.find(options.quantizer, WeightQuantizer)(options, paddle.to_tensor(WEIGHT))
+    quantizer.begin(paddle.to_tensor(WEIGHT))
     noise = RNG.standard_normal(WEIGHT.shape) * np.abs(WEIGHT).mean(axis=0) / 4 if kind == "split" else 0
     q, step = quantizer.integers(paddle.to_tensor((WEIGHT + noise).astype(np.float32)))
     return q.astype(np.float32) * step

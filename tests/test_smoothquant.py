@@ -134,7 +134,7 @@ def test_deployed_it_equals_its_simulation_with_one_quantize_operator_for_q_k_v(
     program.save_int8(model, tmp_path / "m")
     simulated = logits(model)
     assert np.abs(run(tmp_path / "m", ids, types) - simulated).max() < 0.02 * simulated.std()
-    with program._static_mode():
+    with program.static_mode():
         block = paddle.static.deserialize_program((tmp_path / "m.pdmodel").read_bytes()).global_block()
     kinds = [op.type for op in block.ops]
     assert kinds.count("quantize") == 2 * 4 + 2  # q k v, out, linear1, linear2; pooler, classifier

@@ -19,7 +19,6 @@ SIZES = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
-    "head_dim",
     "intermediate_size",
     "vocab_size",
     "max_position_embeddings",
@@ -66,7 +65,7 @@ def check_sizes(path: Path, tree: dict[str, Any]) -> None:
 
     `head_dim` (loading.make_classifier) frees hidden_size from being a multiple of num_attention_heads.
     """
-    for key in SIZES:
+    for key in (*SIZES, "head_dim"):
         value = tree.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{path}: {key}: {value!r} is not a positive integer")

@@ -182,7 +182,7 @@ class FittedInput(paddle.nn.Layer):
 
     def __init__(self, smoothing: Smoothing | None, offset: float, bounds: tuple[float, float] | None):
         super().__init__()
-        self.smoothing, self._offset, self._bounds = smoothing, offset, bounds
+        self.smoothing, self.offset, self.bounds = smoothing, offset, bounds
         self._last: tuple = (None, None)
 
     @paddle.jit.not_to_static
@@ -194,9 +194,9 @@ class FittedInput(paddle.nn.Layer):
     def _fit(self, x):
         if self.smoothing is not None:
             x = self.smoothing(x)
-        if self._offset:
-            x = x - self._offset
-        return paddle.clip(x, *self._bounds) if self._bounds else x
+        if self.offset:
+            x = x - self.offset
+        return paddle.clip(x, *self.bounds) if self.bounds else x
 
 
 class FittedLinear(paddle.nn.Linear):

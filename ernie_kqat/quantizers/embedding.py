@@ -42,7 +42,7 @@ class TablePlan:
 class QuantizedEmbedding(paddle.nn.Layer):
     """An Embedding of `weight` [rows, features] whose lookups are on their grids; gradients pass as the quantizer says."""
 
-    def __init__(self, embedding: paddle.nn.Embedding, options: config.TableQuant):
+    def __init__(self, embedding: paddle.nn.Embedding, options: config.TableQuant, begin: bool = True):
         super().__init__()
         self.weight = embedding.weight
         self._padding = embedding._padding_idx
@@ -51,6 +51,10 @@ class QuantizedEmbedding(paddle.nn.Layer):
         of_weight = config.WeightQuant(**{**values, "granularity": "channel" if self._by_row else "tensor"})
         self._fake_quant_weight = find(options.quantizer, WeightQuantizer)(of_weight, self.weight.T)
         self.weight.optimize_attr["learning_rate"] *= self._fake_quant_weight.learning_rate
+        if self._by_row:
+            self._fake_quant_weight.sums = _sums_of_columns
+        if begin:
+            self._fake_quant_weight.begin(self.weight.T)
 
     def forward(self, ids):
         if not self._by_row:
@@ -88,6 +92,11 @@ class QuantizedEmbedding(paddle.nn.Layer):
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
 
 
+def _sums_of_columns(values: paddle.Tensor) -> paddle.Tensor:
+    """[n] of [features, n]. Unlike a matrix product's, a column's sum is the same bit for bit whatever columns are with it."""
+    return values.sum(axis=0)
+
+
 def make_plan(model: paddle.nn.Layer, options: config.EmbeddingQuant) -> list[TablePlan]:
     """One TablePlan for each Embedding, in model order; UserError for a rule that is wrong or matches nothing."""
     names = [name for name, layer in model.named_sublayers() if type(layer) is paddle.nn.Embedding]
@@ -120,7 +129,4 @@ def fill(model: paddle.nn.Layer, plan: list[TablePlan], begin: bool = True) -> N
     for entry in plan:
         if entry.table is not None:
             parent, _, leaf = entry.name.rpartition(".")
-            quantized = QuantizedEmbedding(layers[entry.name], entry.table)
-            setattr(layers[parent], leaf, quantized)
-            if begin:
-                quantized._fake_quant_weight.begin(quantized.weight.T)
+            setattr(layers[parent], leaf, QuantizedEmbedding(layers[entry.name], entry.table, begin))

@@ -50,7 +50,7 @@ class IntegerGELU(OnIntegers):
 
     def forward(self, x):
         x, q, step = self.rounded(x)
-        return PassThrough.apply(F.gelu(x), _reals(integer.gelu, q, step))
+        return _in_place_of(F.gelu(x), _reals(integer.gelu, q, step))
 
 
 class IntegerSoftmax(OnIntegers):
@@ -64,7 +64,7 @@ class IntegerSoftmax(OnIntegers):
         x, q, step = self.rounded(scores)
         if mask is not None:
             x, q = x + mask, q + _integers(mask, step)
-        return PassThrough.apply(F.softmax(x), _reals(integer.softmax, q, step, self.out_bits))
+        return _in_place_of(F.softmax(x), _reals(integer.softmax, q, step, self.out_bits))
 
 
 class IntegerLayerNorm(OnIntegers):
@@ -79,7 +79,7 @@ class IntegerLayerNorm(OnIntegers):
         out, step = integer.normalize(q)
         value = out * step * self.weight.numpy() + self.bias.numpy()
         exact = F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self._epsilon)
-        return PassThrough.apply(exact, value.astype(np.float32))
+        return _in_place_of(exact, value.astype(np.float32))
 
 
 class AttentionWith(paddle.nn.Layer):
@@ -145,6 +145,11 @@ def _integers(x: paddle.Tensor, step: float) -> np.ndarray:
     if not np.isfinite(q).all():  # integers would hide it
         raise UserError(f"{KEY}: an input is not finite: training has diverged; lower Train.learning_rate")
     return q.astype(np.int64)
+
+
+def _in_place_of(floats: paddle.Tensor, values: np.ndarray) -> paddle.Tensor:
+    """`values` forward; backward the gradient of `floats`, which they are near."""
+    return PassThrough.apply(floats, lambda _: paddle.to_tensor(values))
 
 
 def _reals(function: Callable, *arguments) -> np.ndarray:
