@@ -165,6 +165,7 @@ def test_serving_imports_nothing_of_the_training_side():
         "errors",
         "files",
         "machine",
+        "packed",
         "predictor",
         "shapes",
         "strict",
