@@ -1,7 +1,6 @@
 """Packed artifacts: matrices at their true bit width, the same bytes and answers again, and no file that harms its reader."""
 
 import hashlib
-import io
 import json
 import shutil
 import struct
@@ -236,7 +235,7 @@ def test_it_is_expanded_once_and_by_one_of_many(packed, monkeypatch):
     (folder,) = folders
     assert folder.parent == home() / "expanded"
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
-    monkeypatch.setattr(expand, "expand", None)  # not needed again
+    monkeypatch.setattr(expand, "expand_content", None)  # not needed again
     assert expand.folder_of(packed) == folder
     assert expand.folder_of(folder) == folder
 
@@ -327,7 +326,8 @@ def set_shape(*shape):
         (set_grid(levels=[7, 2]), "levels of 7 groups, where there are 32"),
         (set_grid(levels=[1, 2]), "levels"),
         (set_shape(1 << 40, 3), "is not a whole number in 0.."),
-        (set_shape(1 << 33, 1 << 33), "over 17179869184 bytes of parameters"),
+        (set_shape(1 << 31, 1 << 31), "over 4294967296 bytes of parameters"),
+        (set_shape(*[1] * 9), "9 is not a whole number in 0..8"),
         (set_shape(-1), "-1 is not a whole number"),
     ],
 )
@@ -359,22 +359,23 @@ def test_parts_that_are_not_as_listed_are_refused(packed, tmp_path, change, mess
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cut_or_flipped_file_is_refused(packed, tmp_path):
+def test_a_cut_or_flipped_file_is_refused_or_reads_the_same(packed, tiny_int8):
     content = packed.read_bytes()
-    bad = tmp_path / "bad.kqat"
-    cuts = [content[:size] for size in (0, 1, len(content) // 2, len(content) - 1)]
-    for place in range(0, len(content), len(content) // 150):
-        cuts.append(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+    whole = expand.read(content, "whole")
+    with zipfile.ZipFile(packed) as archive:
+        directory = archive.start_dir
+    rng = np.random.default_rng(0)
+    # zipfile trusts its directory, and seeks where it says
+    places = [*rng.integers(0, len(content), 150), *rng.integers(directory, len(content), 150)]
+    damaged = [content[:size] for size in (0, 1, len(content) // 2, len(content) - 1)]
+    damaged += [content[:place] + rng.bytes(1) + content[place + 1 :] for place in places]
     refused = 0
-    for damaged in cuts:
-        bad.write_bytes(damaged)
+    for one in damaged:
         try:
-            expand.expand(bad, tmp_path / "out")
+            assert expand.read(one, "damaged") == whole  # a byte that says nothing, as of a date
         except UserError:
             refused += 1
-        else:  # a byte that says nothing, as a date in the zip's directory
-            shutil.rmtree(tmp_path / "out")
-    assert refused >= len(cuts) - 5
+    assert refused > len(damaged) * 0.6
 
 
 def test_a_bomb_is_refused_before_it_is_read(packed, tmp_path, monkeypatch):
@@ -442,8 +443,3 @@ def test_the_tools_take_it(tool, packed, tiny_int8, tiny_task, tmp_path):
     code, _, err = tool("pack", "--model", tmp_path / "a.kqat", "--output", tiny_task)
     assert code == 2
     assert "exists and is no artifact" in err
-
-
-def test_a_buffer_is_read_too(packed, tmp_path):
-    expand.expand(io.BytesIO(packed.read_bytes()), tmp_path / "out")
-    assert artifact.is_artifact(tmp_path / "out")

@@ -8,11 +8,12 @@ import json
 import math
 import os
 import re
+import struct
 import tempfile
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +26,22 @@ from .parameters import Parameter
 
 FORMAT, VERSION = "ernie_kqat packed artifact", 1
 INDEX, FILES, STREAMS = "packed.json", "files/", ("indices", "levels", "steps", "values")
-LIMIT_BYTES = 1 << 34  # of all parts together, and of all parameters; a program of ours has a hundredth of it
-INDEX_LIMIT_BYTES = 1 << 24
+LIMIT_BYTES = 1 << 32  # of the file, of all parts together, and of all parameters; ERNIE base has a tenth of it
+INDEX_LIMIT_BYTES, DIMENSIONS = 1 << 24, 8
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 EXPANDED, KEY_DIGITS = "expanded", 32  # folder of the user's cache; of the packed file's sha256, its name there
-
-Source = Union[str, Path, io.BytesIO]
+# What zipfile raises for a damaged file: its own errors, and those of what it calls without checking.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+    OverflowError,
+)
 
 
 def folder_of(path: str | Path) -> Path:
@@ -38,13 +49,14 @@ def folder_of(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         return path
-    target = home() / EXPANDED / files.sha256(path)[:KEY_DIGITS]
+    content = _content(path)
+    target = home() / EXPANDED / hashlib.sha256(content).hexdigest()[:KEY_DIGITS]
     if artifact.is_artifact(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".expand.") as scratch:
         new = Path(scratch, "new")
-        expand(path, new)
+        expand_content(content, str(path), new)
         try:
             os.rename(new, target)
         except OSError:
@@ -58,14 +70,21 @@ def is_packed(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return INDEX in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, *DAMAGE):
         return False
 
 
-def expand(source: Source, folder: Path) -> None:
-    """Make `folder`, whole or not at all. Raises UserError for a file that is damaged, newer, or something else."""
-    name = "packed artifact" if isinstance(source, io.BytesIO) else str(source)
-    described, parts = _read(source, name)
+def expand(path: str | Path, folder: Path) -> None:
+    """Make the artifact `folder` of a packed file, whole or not at all.
+
+    Raises UserError for a file that is damaged, newer, or something else.
+    """
+    expand_content(_content(Path(path)), str(path), folder)
+
+
+def expand_content(content: bytes, name: str, folder: Path) -> None:
+    """`expand` of a file's content; `name` is for messages."""
+    described, parts = read(content, name)
     try:
         tensors = _tensors(described, {stream: parts.pop(f"parameters/{stream}") for stream in STREAMS})
     except (KeyError, TypeError, ValueError) as error:
@@ -85,10 +104,17 @@ def expand(source: Source, folder: Path) -> None:
             raise UserError(f"{name}: holds {', '.join(sorted(extra))}, which its {artifact.MANIFEST} does not list")
 
 
-def _read(source: Source, name: str) -> tuple[list, dict[str, bytes]]:
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > LIMIT_BYTES:
+        raise UserError(f"{path}: {size} bytes; a packed artifact has at most {LIMIT_BYTES}")
+    return path.read_bytes()
+
+
+def read(content: bytes, name: str) -> tuple[list, dict[str, bytes]]:
     """The list of parameters in packed.json, and every part, as large as is said there and with that sha256."""
     try:
-        with zipfile.ZipFile(source) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
             if INDEX not in entries:
                 raise UserError(f"{name}: a zip without {INDEX}: not a packed artifact (tools/pack.py makes one)")
@@ -107,12 +133,16 @@ def _read(source: Source, name: str) -> tuple[list, dict[str, bytes]]:
             if total > LIMIT_BYTES:
                 raise UserError(f"{name}: {total} bytes of parts; at most {LIMIT_BYTES} are read")
             parts = {part: _part(archive, entries[part], listed[part], name) for part in listed}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{name}: no packed artifact, or damaged or cut: {error}") from None
+    except DAMAGE as error:
+        raise UserError(
+            f"{name}: no packed artifact, or damaged or cut: {str(error) or type(error).__name__}"
+        ) from None
     return index["parameters"], parts
 
 
 def _part(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, listed: dict[str, Any], name: str) -> bytes:
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UserError(f"{name}: {entry.filename}: compression {entry.compress_type}; 0 and 8 are known")
     if entry.file_size != listed["size_bytes"]:
         raise UserError(f"{name}: {entry.filename}: {entry.file_size} bytes; {INDEX} says {listed['size_bytes']}")
     content = archive.read(entry)
@@ -150,6 +180,7 @@ def _tensors(described: list, streams: dict[str, bytes]) -> list[Parameter]:
     found: list[Parameter] = []
     total = 0
     for one in described:
+        _whole(len(one["shape"]), 0, DIMENSIONS)
         kind, shape = one["type"], tuple(_whole(size, 0, LIMIT_BYTES) for size in one["shape"])
         size = math.prod(shape) * parameters.ITEM_BYTES[kind]
         total += size

@@ -17,7 +17,7 @@ from .. import artifact, files
 from ..errors import UserError
 from . import codes, parameters
 from .codes import Coded
-from .expand import FILES, FORMAT, INDEX, STREAMS, VERSION, expand, is_packed
+from .expand import FILES, FORMAT, INDEX, STREAMS, VERSION, expand_content, is_packed
 from .parameters import Parameter
 
 DATE = (1980, 1, 1, 0, 0, 0)  # of every part, so that the same artifact gives the same file
@@ -113,7 +113,7 @@ def _zip(described: list[dict[str, Any]], parts: dict[str, bytes]) -> bytes:
 def _prove(content: bytes, folder: Path, names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch, "again")
-        expand(io.BytesIO(content), again)
+        expand_content(content, "the packed artifact", again)
         for name in names:
             if files.sha256(again / name) != files.sha256(folder / name):
                 raise RuntimeError(f"{folder / name}: what was packed expands to other bytes")

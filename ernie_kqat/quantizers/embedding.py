@@ -67,14 +67,14 @@ class QuantizedEmbedding(paddle.nn.Layer):
         return F.embedding(places, quantized, padding_idx=int(padding[0]) if padding.size else None)
 
     def _quantized(self, rows: paddle.Tensor) -> paddle.Tensor:
-        """These rows on their grids, [n, features]."""
+        """These rows on their grids, [n, features], by a quantizer that has their share of the table's state."""
         quantizer = self._fake_quant_weight
         state = {**quantizer._parameters, **quantizer._buffers}
         state = {name: paddle.gather(value, rows, axis=value.ndim - 1) for name, value in state.items()}
         part = copy.copy(quantizer)
         part.__dict__.update(_parameters={}, _buffers={name: value.clone() for name, value in state.items()})
         quantized = part(F.embedding(rows, self.weight).T).T
-        for name, whole in quantizer._buffers.items():
+        for name, whole in quantizer._buffers.items():  # a range that follows its weight has moved: keep that
             if self.training and not paddle.equal_all(part._buffers[name], state[name]):
                 values = whole.numpy()
                 values[..., rows.numpy()] = part._buffers[name].numpy()
