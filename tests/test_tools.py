@@ -380,7 +380,7 @@ def test_every_shipped_config_runs_on_a_tiny_ernie(tool, tmp_path, tiny_ernie, t
         local += ["Data.max_length=32", "Data.train_rows=64", "Train.max_steps=2"]
         if "pretrained:" in path.read_text():
             local.append(f"Model.pretrained={tiny_ernie}")
-        if "distill:" in path.read_text():
+        if "teacher:" in path.read_text():
             local.append(f"Slim.distill.teacher={tiny_ernie}")
         code, _, err = tool("train", "-c", path, "-o", *local)
         assert code == 0, f"{path.name}: {err}"
