@@ -119,8 +119,8 @@ class Predictor:
     def logits(self, encoded: Sequence[tuple[TokenIds, TokenIds]], batch_size: int = 32) -> np.ndarray:
         """float32 [rows, classes] for (input_ids, token_type_ids) of each row, in the order given.
 
-        A batch holds at most `batch_size` rows, for the plain program rounded down to a power of two. Raises UserError, before anything runs,
-        for ids that the model has no embedding for: they would crash the process.
+        A batch holds at most `batch_size` rows, for the plain program rounded down to a power of two. Raises UserError,
+        before anything runs, for ids that the model has no embedding for: they would crash the process.
         """
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size} is under 1")

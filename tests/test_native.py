@@ -1,4 +1,4 @@
-"""The native operator: the simulation's numbers with every instruction set, shape, batch and thread; absent, the plain program."""
+"""The native operator: the simulation's numbers with every instruction set, shape and thread; absent, the plain program."""
 
 import json
 import logging
@@ -269,7 +269,16 @@ def test_its_files_are_checked(both, tmp_path):
 def test_export_verifies_both_programs(tool, tiny_ernie, tiny_task, tmp_path):
     sentences = [line.split("\t")[0] for line in (tiny_task / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     (tmp_path / "s.txt").write_text("\n".join(sentences), encoding="utf-8")
-    options = ["--model", tiny_ernie, "--calibration", tmp_path / "s.txt", "--output", tmp_path / "out", "--max-length", MAX_LENGTH]
+    options = [
+        "--model",
+        tiny_ernie,
+        "--calibration",
+        tmp_path / "s.txt",
+        "--output",
+        tmp_path / "out",
+        "--max-length",
+        MAX_LENGTH,
+    ]
     code, out, err = tool("export", *options, "-o", "Export.engine=native")
     assert code == 0, err
     assert "native program" in out

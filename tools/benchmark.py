@@ -40,7 +40,9 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="passes over the rows (default 5)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="cores of one forward (default 1)")
-    parser.add_argument("--engine", action="append", choices=["auto", "paddle", "native"], help="of each --model, in turn")
+    parser.add_argument(
+        "--engine", action="append", choices=["auto", "paddle", "native"], help="of each --model, in turn"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     arguments = parser.parse_args()
     if arguments.engine and len(arguments.engine) != len(arguments.model or [""]):

@@ -88,7 +88,9 @@ def contents(model: paddle.nn.Layer) -> Contents:
 def _activation(layers: list) -> int:
     names = {layer.activation.__name__ for layer in layers}
     if len(names) != 1 or not names <= set(ACTIVATIONS):
-        raise UserError(f"Export.engine: native: activation {', '.join(sorted(names))}; it has {', '.join(ACTIVATIONS)}")
+        raise UserError(
+            f"Export.engine: native: activation {', '.join(sorted(names))}; it has {', '.join(ACTIVATIONS)}"
+        )
     return ACTIVATIONS[names.pop()]
 
 
@@ -115,7 +117,9 @@ class _Packer:
         to.epsilon.append(float(layer._epsilon))
         to.floats += [_padded(layer.weight.numpy(), WIDTH), _padded(layer.bias.numpy(), WIDTH)]
 
-    def linear(self, to: Contents, layer, split: bool = False, to_heads: bool = False, from_heads: bool = False) -> None:
+    def linear(
+        self, to: Contents, layer, split: bool = False, to_heads: bool = False, from_heads: bool = False
+    ) -> None:
         """`split`: times 1 / sqrt(head width), which attention wants of its queries."""
         factor = np.float32(self.head_width**-0.5 if split else 1)
         weight = layer.weight.numpy()

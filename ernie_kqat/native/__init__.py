@@ -28,8 +28,18 @@ FAST = ("amx", "avx512")  # the instruction sets with which the operator is fast
 SOURCES = Path(__file__).parent
 BUILD = "python tools/build_native.py"
 
-COMMON = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
-AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")) + ("-mfma", "-mprefer-vector-width=512")
+COMMON = (
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-psabi",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+)
+AVX512 = (*(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")), "-mfma", "-mprefer-vector-width=512")
 # Object file: source and flags. The kernels are compiled once for each instruction set.
 CORE = {
     "assemble": ("assemble.cc", ()),
