@@ -161,7 +161,9 @@ def _rounding(layer, grid: LayerGrid | None) -> list[float]:
         return [1.0, 0.0, 0.0, 0.0]
     fit = layer.fit if isinstance(layer, FittedLinear) else None
     if fit is not None and fit.smoothing is not None:
-        raise UserError("Export.engine: native: it has no operation for Slim.smoothquant; say paddle, or leave smoothing out")
+        raise UserError(
+            "Export.engine: native: it has no operation for Slim.smoothquant; say paddle, or leave smoothing out"
+        )
     offset = 0.0 if fit is None else fit.offset
     high = numeric.qmax(grid.activation_bits)
     return [float(np.float32(1) / np.float32(grid.activation_step)), float(offset), float(-high - 1), float(high)]

@@ -112,6 +112,9 @@ class WeightQuantizer(Quantizer):
     """Symmetric, integers in ±(2^(bits-1) - 1); forward(weight [in, out]) -> the weight on its grid."""
 
     allowed_bits: Sequence[int] = range(2, 9)
+    columns_alone = (
+        False  # whether some columns are quantized without the others, and must come out the same bit for bit
+    )
     nearest = True  # forward takes the nearest point of the grid, so that its step says all
     learning_rate = 1.0  # of the weight, as a multiple
 
@@ -136,7 +139,9 @@ class WeightQuantizer(Quantizer):
 
     def sums(self, values: paddle.Tensor) -> paddle.Tensor:
         """Of each group of values [in, out]: [out] or [1]. Over axis 0 as a matrix product, which is vectorized where
-        Paddle's sum is not."""
+        Paddle's sum is not; but its last bits depend on the columns beside one."""
+        if self.options.granularity == "channel" and self.columns_alone:
+            return values.sum(axis=0)
         if self.options.granularity == "channel":
             return paddle.matmul(paddle.ones([1, values.shape[0]]), values).reshape([-1])
         return values.sum().reshape([1])

@@ -51,8 +51,7 @@ class QuantizedEmbedding(paddle.nn.Layer):
         of_weight = config.WeightQuant(**{**values, "granularity": "channel" if self._by_row else "tensor"})
         self._fake_quant_weight = find(options.quantizer, WeightQuantizer)(of_weight, self.weight.T)
         self.weight.optimize_attr["learning_rate"] *= self._fake_quant_weight.learning_rate
-        if self._by_row:
-            self._fake_quant_weight.sums = _sums_of_columns
+        self._fake_quant_weight.columns_alone = True
         if begin:
             self._fake_quant_weight.begin(self.weight.T)
 
@@ -90,11 +89,6 @@ class QuantizedEmbedding(paddle.nn.Layer):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
-
-
-def _sums_of_columns(values: paddle.Tensor) -> paddle.Tensor:
-    """[n] of [features, n]. Unlike a matrix product's, a column's sum is the same bit for bit whatever columns are with it."""
-    return values.sum(axis=0)
 
 
 def make_plan(model: paddle.nn.Layer, options: config.EmbeddingQuant) -> list[TablePlan]:
