@@ -5,13 +5,14 @@
 # make serve-demo   serve the quickstart's model, or MODEL=ARTIFACT; ask it over HTTP and gRPC; stop
 # make serve-exact serve-load serve-fuzz serve-kill serve-sigterm serve-soak MODEL=ARTIFACT DATA=dev.tsv
 #                   measure the service on loopback (some minutes each; the last 31); figures go to docs/results/serving.json
+# make native       build the native operator (docs/native.md);  make native-sanitize: its tests under ASan and UBSan
 PYTHON ?= python3
 BIN := .venv/bin
 
 IN_PARALLEL := -n 2 --dist loadfile
 SERVE_BENCHMARKS := serve-exact serve-load serve-fuzz serve-kill serve-sigterm serve-soak
 
-.PHONY: venv quickstart test test-all lint lock clean serve-demo $(SERVE_BENCHMARKS)
+.PHONY: venv quickstart test test-all lint lock clean native native-sanitize serve-demo $(SERVE_BENCHMARKS)
 
 venv:
 	@$(PYTHON) tools/make_venv.py
@@ -31,6 +32,12 @@ lint: venv
 lock:
 	uv pip compile --universal --python-version 3.9 --generate-hashes --no-header --quiet requirements.in -o requirements.lock
 	uv pip compile --universal --python-version 3.9 --generate-hashes --no-header --quiet requirements-serving.in -o requirements-serving.lock
+
+native: venv
+	$(BIN)/python tools/build_native.py
+
+native-sanitize: venv
+	$(BIN)/python -m pytest tests/test_native.py -k sanitizers
 
 serve-demo: venv
 	$(BIN)/python tools/serve_demo.py $(if $(MODEL),--model $(MODEL))

@@ -13,6 +13,7 @@ from .errors import UserError
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL, PARAMS = "inference.pdmodel", "inference.pdiparams"
+NATIVE = "native"  # folder of the native program, and the manifest's key for the name of its output; many have none
 SERVING_CONF = "serving_server_conf.prototxt"
 REQUIRED = (
     "engine",
@@ -86,6 +87,16 @@ def _check_file(path: Path, listed: dict[str, Any], check_hashes: bool) -> None:
         )
     if check_hashes and files.sha256(path) != listed["sha256"]:
         raise UserError(f"{path}: its sha256 is not the one in {MANIFEST}: the file was changed after the export")
+
+
+def contents(folder: Path) -> list[str]:
+    """The names of all files of the folder and its native folder."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def is_native(manifest: dict[str, Any]) -> bool:
+    """Whether the artifact holds a native program beside the plain one."""
+    return NATIVE in manifest
 
 
 def is_artifact(folder: str | Path) -> bool:

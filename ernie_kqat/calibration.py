@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 import paddle
 from tqdm import tqdm
 
 from .data.batching import collate, epoch_batches
 from .data.dataset import Split
+from .methods import Batch, Method
 from .quantizers import ActivationQuantizer
+from .quantizers.attach import fp32_copy
 from .restore import Restored
 
 BATCH_SIZE = 32
 
 
-@paddle.no_grad()
-def calibrate(model: paddle.nn.Layer, batches: Iterable[dict[str, np.ndarray]], total: int | None = None) -> None:
-    """Run batches (input_ids and token_type_ids, int64 [batch, tokens]) with only the activation quantizers observing.
+def calibrate(model: paddle.nn.Layer, batches: Iterable[Batch], methods: Sequence[Method] = ()) -> None:
+    """Set the activation ranges by batches, with what the methods do before and after it, each in their order.
 
     Dropout is off: deployed activations have none. The model's mode is as before afterwards.
     """
-    training = model.training
+    batches, training = list(batches), model.training
     model.eval()
-    observers = [layer for layer in model.sublayers() if isinstance(layer, ActivationQuantizer)]
-    for observer in observers:
-        observer.train()
-    for batch in tqdm(batches, total=total, desc="calibrate", disable=None, leave=False):
-        model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"]))
-    for observer in observers:
-        observer.eval()
+    for method in methods:
+        method.before_calibration(model, batches)
+    fp32 = fp32_copy(model) if any(method.calibrates() for method in methods) else None
+    _observe(model, batches)
+    for method in methods:
+        method.after_calibration(model, fp32, batches)
     if training:
         model.train()
 
 
-def calibrate_rows(restored: Restored, rows: Split, seed: int) -> None:
+@paddle.no_grad()
+def _observe(model: paddle.nn.Layer, batches: Sequence[Batch]) -> None:
+    """Run the batches with only the activation quantizers observing."""
+    observers = [layer for layer in model.sublayers() if isinstance(layer, ActivationQuantizer)]
+    for observer in observers:
+        observer.train()
+    for batch in tqdm(batches, desc="calibrate", disable=None, leave=False):
+        model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"]))
+    for observer in observers:
+        observer.eval()
+
+
+def calibrate_rows(restored: Restored, rows: Split, seed: int, methods: Sequence[Method] = ()) -> None:
     """Set the activation ranges of a quantized model folder from the first batches of shuffled rows (PTQ)."""
     assert restored.quant is not None
     order = epoch_batches([len(ids) for ids in rows.input_ids], BATCH_SIZE, seed, epoch=0)
     order = order[: restored.quant.activation.calibration_batches]
-    calibrate(restored.model, (collate(rows, batch, restored.pad_token_id) for batch in order), len(order))
+    calibrate(restored.model, (collate(rows, batch, restored.pad_token_id) for batch in order), methods)

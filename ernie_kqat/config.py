@@ -75,6 +75,24 @@ class WeightQuant:
 
 
 @dataclass(frozen=True)
+class TableQuant(WeightQuant):
+    """Of an embedding table; its keys are the weights', but for the granularity."""
+
+    granularity: Literal["row", "tensor"] = option(  # type: ignore[assignment]
+        "row", "one step per row, that is per token, or one for the table"
+    )
+
+
+@dataclass(frozen=True)
+class EmbeddingQuant(TableQuant):
+    tables: Optional[list] = option(
+        None,
+        "(regex, override) rules over Embedding names; first match wins; override: `skip` or {…}, keys of this section;"
+        " without a rule the word embeddings are quantized and no other table",
+    )
+
+
+@dataclass(frozen=True)
 class ActivationQuant:
     quantizer: str = option("minmax", "a file of ernie_kqat/quantizers")
     bits: int = number(8, 2, 8, "signed; per tensor")
@@ -97,6 +115,7 @@ class ActivationQuant:
 class Quant:
     weight: WeightQuant = field(default_factory=WeightQuant)
     activation: ActivationQuant = field(default_factory=ActivationQuant)
+    embedding: Optional[EmbeddingQuant] = None
     layers: Optional[list] = option(
         None,
         "(regex, override) rules over Linear names; first match wins; override: `skip` or {weight: {…}, activation: {…}}",
@@ -136,6 +155,9 @@ class Export:
     samples: Optional[int] = number(None, 1, 10**9, "rows of the verification data to use; default: all")
     min_agreement: float = number(0.995, 0.0, 1.0, "deployed against simulated labels; under it the export refuses")
     max_rms_over_std: float = number(0.03, 0.0, 1.0, "rms logit difference over logit std; over it the export refuses")
+    engine: Literal["paddle", "native"] = option(
+        "paddle", "native: also a program of our own operator, which is faster and needs to be built (docs/native.md)"
+    )
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ url = ErnieTokenizer.pretrained_resource_files_map["vocab_file"]["ernie-2.0-base
 urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20)
 print(json.dumps({}))
 """
+NATIVE = "import ernie_kqat, json; from ernie_kqat import native; print(json.dumps({'reason': native.why_not()}))"
 IMPORT = "import ernie_kqat, {0}; print('{{}}')"
 
 
@@ -67,6 +68,7 @@ def checks(requirements: Path, network: bool = False) -> list[tuple[str, Callabl
         ("paddleslim", partial(_import, "paddleslim")),
         ("cpu", _cpu),
         ("int8", _int8),
+        ("native", _native),
         ("settings", _settings),
         ("memory", _memory),
         ("folders", _folders),
@@ -165,6 +167,13 @@ def _int8() -> Iterator[Check]:
         yield Check("INT8", WARN, f"rms error {found['error']:.2g} of the std on large values", mend)
     else:
         yield Check("INT8", OK, f"equals integer arithmetic (rms error {found['error']:.1g} of the std)")
+
+
+def _native() -> Iterator[Check]:
+    found, error = _run("-c", NATIVE)
+    reason = error or found["reason"]
+    mend = "artifacts with a native program run the plain one, which is slower: python tools/build_native.py"
+    yield Check("native operator", WARN if reason else OK, reason or "built", mend)
 
 
 def _settings() -> Iterator[Check]:

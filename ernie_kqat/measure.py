@@ -21,7 +21,7 @@ def evaluate_any(model: str | Path, data: str | Path, columns: Data) -> dict[str
 
     Raises UserError if the folder is none of the three kinds, or the rows have no labels.
     """
-    if artifact.is_artifact(model):
+    if artifact.is_artifact(model) or Path(model).is_file():
         kind, logits, split = "artifact", *_artifact_logits(Path(model), Path(data), columns)
     elif Path(model).is_dir():
         kind, logits, split = _model_logits(Path(model), Path(data), columns)

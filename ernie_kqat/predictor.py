@@ -15,11 +15,13 @@ import numpy as np
 import paddle.inference
 from paddle.base import core
 
-from . import artifact, machine, shapes
+from . import artifact, machine, native, shapes
 from .errors import UserError
+from .packed.expand import folder_of
 from .tokenizer import Encoded, lacks_text, load_tokenizer
 
 ENGINES = ("onednn_int8", "fp32")
+CHOICES = ("auto", "native", "paddle")
 INPUTS = ("input_ids", "token_type_ids")
 KEEP_EVERY_SHAPE = 0  # Paddle's word for a primitive cache without limit; there are few shapes
 
@@ -38,19 +40,26 @@ class Prediction:
 
 
 class Predictor:
-    """A classifier loaded from an artifact folder.
+    """A classifier loaded from an artifact folder, or from a packed artifact, which is expanded into the cache once.
 
     Safe to use from many threads: each call borrows an inference predictor of its own from a pool that grows to the
     number of calls that ever ran at once; they share the weights. `threads` is the number of cores one call may use.
+    `engine`: `native` runs the artifact's native program, `paddle` the plain one, `auto` the native one where it can.
+    The attribute of that name says which it is.
 
     Raises UserError for a folder that is no artifact or was changed, for an artifact whose verification failed or was
-    never made (unless `allow_unverified`), and for an engine that this Paddle lacks.
+    never made (unless `allow_unverified`), and for an engine that this Paddle, this machine or the artifact lacks.
     """
 
     def __init__(
-        self, artifact_dir: str | Path, threads: int = 1, allow_unverified: bool = False, check_hashes: bool = True
+        self,
+        artifact_dir: str | Path,
+        threads: int = 1,
+        allow_unverified: bool = False,
+        check_hashes: bool = True,
+        engine: str = "auto",
     ):
-        folder = Path(artifact_dir)
+        folder = folder_of(artifact_dir)
         if threads < 1:
             raise UserError(f"threads: {threads} is under 1")
         manifest = artifact.read_manifest(folder, check_hashes)
@@ -62,7 +71,8 @@ class Predictor:
         self.pair: bool = manifest["pair"]
         self.max_length: int = manifest["max_length"]
         self.tokenizer = load_tokenizer(folder, manifest["tokenizer"]["kind"])
-        self._template = _load(folder, manifest, threads)
+        self.engine = choose_engine(folder, manifest, engine)
+        self._template = _load(folder, manifest, threads, self.engine)
         self._new_pool()
 
     def _new_pool(self) -> None:
@@ -109,8 +119,8 @@ class Predictor:
     def logits(self, encoded: Sequence[tuple[TokenIds, TokenIds]], batch_size: int = 32) -> np.ndarray:
         """float32 [rows, classes] for (input_ids, token_type_ids) of each row, in the order given.
 
-        A batch holds at most `batch_size` rows, rounded down to a power of two. Raises UserError, before anything runs,
-        for ids that the model has no embedding for: they would crash the process.
+        A batch holds at most `batch_size` rows, for the plain program rounded down to a power of two. Raises UserError,
+        before anything runs, for ids that the model has no embedding for: they would crash the process.
         """
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size} is under 1")
@@ -118,7 +128,7 @@ class Predictor:
         logits = np.zeros((len(rows), len(self.labels)), np.float32)
         # Longest first: least padding, and the largest batch meets an empty allocator, whose blocks the others reuse.
         order = sorted(range(len(rows)), key=lambda index: -rows[index].shape[1])
-        size = 1 << (batch_size.bit_length() - 1)
+        size = batch_size if self.engine == "native" else 1 << (batch_size.bit_length() - 1)
         with self._engine() as engine:
             for start in range(0, len(rows), size):
                 chosen = order[start : start + size]
@@ -149,13 +159,14 @@ class Predictor:
         return np.stack(checked).astype(np.int64, copy=False)
 
     def _batch(self, rows: list[np.ndarray]) -> np.ndarray:
-        return shapes.pad(rows, self.manifest["pad_token_id"], self.max_length)
+        pad = shapes.join if self.engine == "native" else shapes.pad  # it leaves padding out, and any shape is as good
+        return pad(rows, self.manifest["pad_token_id"], self.max_length)
 
     @contextlib.contextmanager
     def _engine(self) -> Iterator[_Engine]:
         # A pool and not one engine a thread: a server that starts a thread for each request would load one each time.
         with self._lock:
-            engine = self._idle.pop() if self._idle else _Engine(self._template.clone(), self.manifest["output"])
+            engine = self._idle.pop() if self._idle else _Engine(self._template.clone())
         yield engine
         with self._lock:  # not reached when the block raised: what an engine holds then is unknown, so it is dropped
             self._idle.append(engine)
@@ -164,9 +175,10 @@ class Predictor:
 class _Engine:
     """One of Paddle's inference predictors, used by one thread at a time."""
 
-    def __init__(self, predictor: paddle.inference.Predictor, output: str):
+    def __init__(self, predictor: paddle.inference.Predictor):
         self._predictor = predictor
         self._inputs = [predictor.get_input_handle(name) for name in INPUTS]
+        (output,) = predictor.get_output_names()
         self._output = predictor.get_output_handle(output)
         self._largest = 0
 
@@ -183,7 +195,11 @@ class _Engine:
         return self._output.copy_to_cpu()
 
 
-def _load(folder: Path, manifest: dict[str, Any], threads: int) -> paddle.inference.Predictor:
+def _load(folder: Path, manifest: dict[str, Any], threads: int, engine: str) -> paddle.inference.Predictor:
+    output = manifest["output"]
+    if engine == "native":
+        native.load()
+        folder, output = folder / artifact.NATIVE, manifest[artifact.NATIVE]["output"]
     config = paddle.inference.Config(str(folder / artifact.MODEL), str(folder / artifact.PARAMS))
     config.disable_gpu()
     config.disable_glog_info()
@@ -194,11 +210,29 @@ def _load(folder: Path, manifest: dict[str, Any], threads: int) -> paddle.infere
     predictor = paddle.inference.create_predictor(config)
     for what, needed, found in (
         ("inputs", INPUTS, predictor.get_input_names()),
-        ("output", [manifest["output"]], predictor.get_output_names()),
+        ("output", [output], predictor.get_output_names()),
     ):
         if sorted(needed) != sorted(found):
             raise UserError(f"{folder}: the program has {what} {found}; {list(needed)} are needed")
     return predictor
+
+
+def choose_engine(folder: Path, manifest: dict[str, Any], engine: str) -> str:
+    """`native` or `paddle`, of what `engine` allows: `auto`, `native` or `paddle`."""
+    if engine not in CHOICES:
+        raise UserError(f"engine: {engine!r} is not one of {', '.join(CHOICES)}")
+    if engine == "paddle":
+        return engine
+    if not artifact.is_native(manifest):
+        if engine == "native":
+            raise UserError(f"{folder}: holds no native program: export it with -o Export.engine=native")
+        return "paddle"
+    reason = native.why_not()
+    if reason and engine == "native":
+        raise UserError(f"engine: native: {reason}")
+    if reason:
+        log.warning("%s: the plain program runs, which is slower: %s", folder, reason)
+    return "paddle" if reason else "native"
 
 
 def check_engine(folder: Path, engine: str) -> None:

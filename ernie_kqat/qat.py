@@ -14,7 +14,7 @@ import paddleslim
 from . import config, strict
 from .errors import UserError
 from .methods.kurtosis import Kurtosis
-from .quantizers import attach
+from .quantizers import attach, embedding
 
 GRANULARITY = {"channel_wise_abs_max": "channel", "abs_max": "tensor"}
 IGNORED = {"onnx_format", "window_size", "fuse_conv_bn", "dtype"}  # PaddleSlim's keys that mean nothing here
@@ -31,7 +31,7 @@ class KurtosisQAT(paddleslim.QAT):
     """A drop-in for `paddleslim.QAT` for people with their own training loop.
 
     config: PaddleSlim's keys (`weight_bits`, `weight_quantize_type`, `activation_bits`, `moving_rate`, …), `weight_range`
-    and `activation_range` (Slim.quant's `range` keys), `layers` (Slim.quant.layers) and a `kurtosis` section
+    and `activation_range` (Slim.quant's `range` keys), `layers` and `embedding` (Slim.quant's), and a `kurtosis` section
     (Slim.kurtosis). pretrained: the original weights for kurtosis targets, as {parameter name: array}, a model, or a
     folder or name; default: the model's at `quantize`.
     Raises UserError for a key or value that cannot be deployed exactly.
@@ -56,17 +56,29 @@ class KurtosisQAT(paddleslim.QAT):
         self.imperative_qat._quantize_outputs = _NoOutputScales()
         self.quant, self.kurtosis, self.pretrained = quant, kurtosis, pretrained
         self.plan: list[attach.LayerPlan] = []
+        self.tables: list[embedding.TablePlan] = []
 
-    def quantize(self, model: paddle.nn.Layer, inplace: bool = True) -> paddle.nn.Layer:
-        """Quantize every Linear by the plan (`self.plan`); with a kurtosis section, fix its targets."""
+    def quantize(self, model: paddle.nn.Layer, inplace: bool = True, begin: bool = True) -> paddle.nn.Layer:
+        """Quantize every Linear by the plan (`self.plan`), embeddings by theirs (`self.tables`); with a kurtosis section,
+        fix its targets.
+
+        begin: False where a stored state of the quantizers is loaded next (`attach.load_quantizer_buffers`).
+        """
         model = model if inplace else copy.deepcopy(model)
         self.plan = attach.make_plan(model, self.quant)
+        if self.quant.embedding is not None:
+            self.tables = embedding.make_plan(model, self.quant.embedding)
         attach.mark_skipped(model, self.plan)
         super().quantize(model)
-        attach.fill_slots(model, self.plan)
+        attach.fill_slots(model, self.plan, begin)
+        embedding.fill(model, self.tables, begin)
         if self.kurtosis is not None:
             self.kurtosis.attach(model, lambda: _matrices(self.pretrained, model))
         return model
+
+    def described(self) -> list[str]:
+        """The plans, a line for each layer."""
+        return [str(entry) for entry in (*self.plan, *self.tables)]
 
     def calibration_batches(self) -> int:
         """How many forwards in training mode until every activation range that is set once is set."""
@@ -128,7 +140,8 @@ def _parse(options: dict) -> tuple[config.Quant, Kurtosis | None]:
     ):
         if key in options:
             part[name] = options.pop(key)
-    tree = {"weight": weight, "activation": activation, "layers": options.pop("layers", None)}
+    tree = {"weight": weight, "activation": activation}
+    tree |= {key: options.pop(key, None) for key in ("embedding", "layers")}
     left = set(options) - IGNORED
     if left:
         raise UserError(f"{source}: unknown keys: {', '.join(sorted(left))}")

@@ -17,6 +17,7 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", message="Setuptools is replacing distutils")
     if "paddle" not in sys.modules:
         _fast_mkl_on_amd()
+        os.environ.setdefault("GLOG_minloglevel", "1")  # not what Paddle's C++ says of its own steps, warnings yes
     _keep_freed_memory()
 
 

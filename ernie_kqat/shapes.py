@@ -28,7 +28,16 @@ def padded_rows(rows: int) -> int:
 def pad(rows: Sequence[np.ndarray], pad_token_id: int, max_length: int) -> np.ndarray:
     """int64 [2, padded rows, padded tokens] of rows int64 [2, tokens]: input_ids and token_type_ids."""
     length = padded_length(max(row.shape[1] for row in rows), max_length)
-    batch = np.zeros((2, padded_rows(len(rows)), length), np.int64)
+    return _filled(rows, padded_rows(len(rows)), length, pad_token_id)
+
+
+def join(rows: Sequence[np.ndarray], pad_token_id: int, max_length: int) -> np.ndarray:
+    """int64 [2, rows, longest] of rows int64 [2, tokens]: for an engine that knows no shapes."""
+    return _filled(rows, len(rows), max(row.shape[1] for row in rows), pad_token_id)
+
+
+def _filled(rows: Sequence[np.ndarray], count: int, length: int, pad_token_id: int) -> np.ndarray:
+    batch = np.zeros((2, count, length), np.int64)
     batch[0] = pad_token_id
     for index, row in enumerate(rows):
         batch[:, index, : row.shape[1]] = row

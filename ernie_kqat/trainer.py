@@ -27,10 +27,11 @@ from .methods import Method
 from .methods.kurtosis import Kurtosis
 from .models import loading
 from .qat import KurtosisQAT
-from .quantizers.attach import QUANTIZER_STATE, quantizer_buffers
+from .quantizers.attach import QUANTIZER_STATE, load_quantizer_buffers, quantizer_buffers
+from .restore import stored_quantizers
 from .tokenizer import load_tokenizer
 
-NO_DECAY = ("bias", "norm", QUANTIZER_STATE)
+NO_DECAY = ("bias", "norm", *QUANTIZER_STATE)
 
 
 @dataclass
@@ -75,6 +76,8 @@ class Trainer:
         if not self.model.new_head:
             self.progress.fp32_start = self._accuracy("fp32 start")
         self.methods: list[Method] = list(settings.Slim.methods.values())
+        self.stored: dict[str, np.ndarray] | None = None  # quantizers of the run that this one goes on from
+        self.remarks: list[str] = []  # on them, for plan.txt
         self.qat = self._quantize()
         self.steps_per_epoch = math.ceil(len(self._order(0)) / settings.Train.accumulate)
         self.total_steps = self.steps_per_epoch * settings.Train.epochs
@@ -91,13 +94,15 @@ class Trainer:
         self._say_plan()
         if resume:
             self._restore()
-        elif self.qat is not None:
+        elif self.qat is not None and self.stored is None:
             count = self.qat.calibration_batches()
             order = itertools.islice(itertools.cycle(self._order(0)), count)
-            calibrate(self.model, map(self._batch, order), count)
+            calibrate(self.model, map(self._batch, order), self.methods)
         if not resume and (self.total_steps == 0 or not self.model.new_head):
             self._evaluate()  # the start is a candidate too: no run returns a model worse on dev than the one it began with
         if self.progress.step < self.total_steps:
+            for method in self.methods:
+                method.train_rows(self.data.train)
             with StopRequest() as stop:
                 self._loop(stop, time.perf_counter() - self.progress.seconds)
         return self._summary()
@@ -177,7 +182,7 @@ class Trainer:
         return epoch_batches(self.lengths, self.settings.Train.batch_size, self.settings.Global.seed, epoch)
 
     def _batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return collate(self.data.train, rows, self.pad_token_id)
+        return {**collate(self.data.train, rows, self.pad_token_id), "rows": rows}
 
     def _remaining_steps(self) -> Iterator[list[dict[str, np.ndarray]]]:
         accumulate = self.settings.Train.accumulate
@@ -217,8 +222,16 @@ class Trainer:
         kurtosis = next((method for method in self.methods if isinstance(method, Kurtosis)), None)
         qat = None
         if self.settings.Slim.quant is not None:
-            qat = KurtosisQAT.from_options(self.settings.Slim.quant, kurtosis, pretrained)
-            qat.quantize(self.model)
+            quant = self.settings.Slim.quant
+            qat = KurtosisQAT.from_options(quant, kurtosis, pretrained)
+            if not self.model.new_head:
+                start = self.settings.Model.name_or_path
+                self.stored, self.remarks = stored_quantizers(start, self.model, quant)
+            qat.quantize(self.model, begin=self.stored is None)
+            if self.stored is not None:
+                load_quantizer_buffers(self.model, self.stored)
+        for method in self.methods:
+            method.prepare(self.model)
         for method in self.methods:
             if method is not kurtosis or qat is None:
                 method.attach(self.model, pretrained)
@@ -232,7 +245,8 @@ class Trainer:
             f" {data.dev.truncated} dev rows",
             f"{self.total_steps} steps ({self.steps_per_epoch} an epoch)",
         ]
-        lines += [str(entry) for entry in self.qat.plan] if self.qat else ["fp32: nothing is quantized"]
+        lines += self.qat.described() if self.qat else ["fp32: nothing is quantized"]
+        lines += self.remarks
         for method in self.methods:
             lines += method.plan()
         files.write_text(self.folder.path / "plan.txt", "\n".join(lines) + "\n")
@@ -270,7 +284,7 @@ class Trainer:
         if self.settings.Train.select == "last" or progress.accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_step = progress.accuracy, progress.step
             with files.replacing_folder(self.folder.best) as new:
-                loading.save_classifier(self.model, self.vocabulary, new, self.data.labels)
+                loading.save_classifier(self.model, self.vocabulary, new, self.data.labels, QUANTIZER_STATE)
                 if self.qat is not None:
                     run_folder.write_quantizers(new, quantizer_buffers(self.model))
 

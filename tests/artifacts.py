@@ -9,15 +9,23 @@ import numpy as np
 
 from ernie_kqat import KurtosisQAT, artifact
 from ernie_kqat.calibration import calibrate
+from ernie_kqat.config import Quant
 from ernie_kqat.export import program
-from ernie_kqat.export.exporter import serving_conf
+from ernie_kqat.export.exporter import serving_conf, write_native
 from ernie_kqat.models.loading import load_classifier
 
 MAX_LENGTH = 64
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def make_artifact(folder: Path, model_folder: Path, engine: str = "onednn_int8", **changes) -> Path:
+def make_artifact(
+    folder: Path,
+    model_folder: Path,
+    engine: str = "onednn_int8",
+    quant: Quant | None = None,
+    with_native: bool = False,
+    **changes,
+) -> Path:
     """An artifact of `model_folder`, calibrated on random ids; `changes` go into its manifest."""
     folder.mkdir(parents=True)
     model = load_classifier(str(model_folder), 2)
@@ -26,11 +34,13 @@ def make_artifact(folder: Path, model_folder: Path, engine: str = "onednn_int8",
     if engine == "fp32":
         program.save_fp32(model, stem)
     else:
-        qat = KurtosisQAT()
+        qat = KurtosisQAT.from_options(quant or Quant())
         model = qat.quantize(model)
         ids = np.random.default_rng(0).integers(5, vocab_size, (16, 24))
         calibrate(model, [{"input_ids": ids, "token_type_ids": np.zeros_like(ids)}])
         qat.save_quantized_model(model, str(stem))
+    if with_native:
+        changes[artifact.NATIVE] = write_native(model, folder, ["negative", "positive"])
     for name in TOKENIZER_FILES:
         shutil.copyfile(model_folder / name, folder / name)
     inputs, output = program.names(stem)
@@ -48,7 +58,7 @@ def make_artifact(folder: Path, model_folder: Path, engine: str = "onednn_int8",
         "output": output,
         "verification": {"passed": True},
     }
-    artifact.write_manifest(folder, {**fields, **changes}, [path.name for path in folder.iterdir()])
+    artifact.write_manifest(folder, {**fields, **changes}, artifact.contents(folder))
     return folder
 
 

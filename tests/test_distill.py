@@ -1,6 +1,8 @@
 """Distillation against NumPy, switched off, and its mistakes."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import paddle
@@ -8,9 +10,12 @@ import pytest
 from test_trainer import QAT, same, settings, weights_of
 from tiny_ernie import make_tiny_ernie
 
-from ernie_kqat import UserError
-from ernie_kqat.methods.distill import Distillation, masked_mse, soft_cross_entropy
+from ernie_kqat import UserError, config
+from ernie_kqat.data.batching import collate
+from ernie_kqat.data.dataset import load_task_data
+from ernie_kqat.methods.distill import Distillation, cached_logits, masked_mse, soft_cross_entropy
 from ernie_kqat.models.loading import load_classifier
+from ernie_kqat.tokenizer import load_tokenizer
 from ernie_kqat.trainer import train
 
 RNG = np.random.default_rng(0)
@@ -117,11 +122,97 @@ def test_without_the_task_loss_a_student_comes_to_its_teacher(tmp_path, tiny_ern
     teacher = make_tiny_ernie(tmp_path / "teacher", seed=5)
     slim = {"distill": {"teacher": str(teacher), "task": 0.0, "hidden": 0.1, "attention": 0.1}}
     train(settings(tmp_path, tiny_ernie, tiny_task, Slim=slim, Train={"epochs": 4}))
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    terms = [row for row in rows if "hidden" in row]
     for name in ("logits", "hidden", "attention"):
-        assert terms[-1][name] < terms[0][name]
-    assert all(row["loss"] == 0 for row in terms)
+        terms = logged(tmp_path / "run", name)
+        assert terms[-1] < terms[0]
+    assert not any(logged(tmp_path / "run", "loss"))
+
+
+def cached(tmp_path, tiny_ernie, tiny_task, name, **options):
+    """Trained with the teacher's logits only: what the weights became."""
+    slim = {**QAT, "distill": {"teacher": str(tiny_ernie), "task": 0.5, **options}}
+    train(settings(tmp_path, tiny_ernie, tiny_task, name, Slim=slim, Train={"max_steps": 6}))
+    return weights_of(tmp_path / name)
+
+
+def logged(run, name):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return make_tiny_ernie(tmp_path_factory.mktemp("teacher") / "ernie", seed=5)
+
+
+def test_cached_logits_train_as_the_teacher_itself_does(tmp_path, tiny_ernie, teacher, tiny_task, monkeypatch):
+    slim = {"teacher": str(teacher), "cache": str(tmp_path / "cache")}
+    first = cached(tmp_path, tiny_ernie, tiny_task, "first", **slim)
+    (file,) = (tmp_path / "cache").iterdir()
+    live = cached(tmp_path, tiny_ernie, tiny_task, "live", teacher=str(teacher))
+    for (
+        name
+    ) in first:  # but for the rounding of other batches; of k_proj.bias it is the whole gradient, for Adam to magnify
+        if name.startswith("model/") and "k_proj.bias" not in name:
+            np.testing.assert_allclose(first[name], live[name], atol=2e-3 * np.abs(live[name]).max(), err_msg=name)
+    terms = [logged(tmp_path / name, "logits") for name in ("first", "live")]
+    np.testing.assert_allclose(*terms, rtol=1e-4)
+    monkeypatch.setattr("ernie_kqat.methods.distill.logits_of", None)  # the second run computes none
+    same(cached(tmp_path, tiny_ernie, tiny_task, "second", **slim), first)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [file.name]
+
+
+def test_the_logits_of_a_row_do_not_depend_on_the_padding_of_its_batch(tmp_path, teacher, tiny_task):
+    data = load_task_data(config.Data(path=str(tiny_task)), load_tokenizer(teacher), 0)
+    model = load_classifier(str(teacher), 2)
+    model.eval()
+    kept = cached_logits(tmp_path, teacher, model, data.train)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        rows = rng.permutation(len(data.train))[:16]
+        batch = collate(data.train, rows, 0)
+        ids = np.pad(batch["input_ids"], ((0, 0), (0, 20)))  # far more than its longest row needs
+        logits = model(paddle.to_tensor(ids), paddle.to_tensor(np.zeros_like(ids))).numpy()
+        np.testing.assert_allclose(logits, kept[rows], atol=2e-6 * np.abs(kept).max())
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "nan", "readonly"])
+def test_a_damaged_or_unwritable_cache_costs_only_time(tmp_path, teacher, tiny_task, damage, caplog):
+    data = load_task_data(config.Data(path=str(tiny_task)), load_tokenizer(teacher), 0)
+    model = load_classifier(str(teacher), 2)
+    folder = tmp_path / "cache"
+    expected = cached_logits(folder, teacher, model, data.train)
+    (file,) = folder.iterdir()
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:100])
+    elif damage == "readonly":
+        shutil.rmtree(folder)
+        folder.write_text("a file where the folder should be")
+    else:
+        np.save(file, expected[:-1] if damage == "shape" else expected * np.float32("nan"))
+    np.testing.assert_array_equal(cached_logits(folder, teacher, model, data.train), expected)
+    assert {"cut": "unreadable", "readonly": "could not be kept"}.get(damage, "damaged") in caplog.text
+    if damage != "readonly":
+        np.testing.assert_array_equal(np.load(file), expected)
+
+
+def test_the_cache_is_of_one_teacher_and_one_set_of_rows(tmp_path, teacher, tiny_ernie, tiny_task):
+    data = load_task_data(config.Data(path=str(tiny_task)), load_tokenizer(teacher), 0)
+    for folder, rows in ((teacher, data.train), (tiny_ernie, data.train), (teacher, data.dev), (teacher, data.train)):
+        cached_logits(tmp_path, folder, load_classifier(str(folder), 2), rows)
+    other = dataclasses.replace(data.train, input_ids=[ids.copy() for ids in data.train.input_ids])
+    other.input_ids[3][1] += 1
+    cached_logits(tmp_path, teacher, load_classifier(str(teacher), 2), other)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_hidden_states_and_attention_scores_are_not_cached(tmp_path, tiny_ernie, teacher, tiny_task):
+    slim = {"teacher": str(teacher), "cache": str(tmp_path / "cache"), "hidden": 1.0}
+    same(
+        cached(tmp_path, tiny_ernie, tiny_task, "cache", **slim),
+        cached(tmp_path, tiny_ernie, tiny_task, "none", **{**slim, "cache": None}),
+    )
+    assert "Slim.distill.cache is not used: hidden and attention need" in (tmp_path / "cache/plan.txt").read_text()
 
 
 @pytest.mark.parametrize(

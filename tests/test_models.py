@@ -18,6 +18,7 @@ from tiny_ernie import make_tiny_ernie
 from ernie_kqat import UserError
 from ernie_kqat.models import loading
 from ernie_kqat.models.folder import read_weights
+from ernie_kqat.quantizers.attach import QUANTIZER_STATE
 
 IDS = paddle.to_tensor(np.random.default_rng(0).integers(5, 180, (3, 12)))
 
@@ -283,5 +284,5 @@ def test_save_leaves_quantizer_state_out(tmp_path, tiny_ernie):
     model = loading.load_classifier(str(tiny_ernie), 2)
     model.classifier.add_sublayer("_fake_quant_input", paddle.nn.BatchNorm1D(3))
     assert any("_fake_quant_" in name for name in model.state_dict())
-    loading.save_classifier(model, tiny_ernie, tmp_path, ["a", "b"])
+    loading.save_classifier(model, tiny_ernie, tmp_path, ["a", "b"], QUANTIZER_STATE)
     assert not loading.load_classifier(str(tmp_path), 2).new_head

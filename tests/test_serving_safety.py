@@ -165,6 +165,8 @@ def test_serving_imports_nothing_of_the_training_side():
         "errors",
         "files",
         "machine",
+        "native",
+        "packed",
         "predictor",
         "shapes",
         "strict",

@@ -157,6 +157,20 @@ def test_sharpness_is_what_the_loss_rises_by():
         sharpness(OneLinear(WEIGHT, None), [loss])
 
 
+def test_sharpness_leaves_no_hook_behind():
+    model, loss = model_and_loss()
+    hooks = model.linear._fake_quant_weight._forward_post_hooks
+    sharpness(model, [loss], RHO)
+    assert not hooks
+
+    def broken():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sharpness(model, [broken], RHO)
+    assert not hooks
+
+
 def test_without_perturbation_and_turns_it_is_plain_lsq(tmp_path, tiny_ernie, tiny_task):
     brief = {"max_steps": 4}
     off = {"rho": 0.0, "alternate": "off"}

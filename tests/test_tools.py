@@ -90,6 +90,17 @@ def test_ptq_of_a_plain_folder(done, tool, tmp_path, tiny_task, granularity):
     assert manifest["verification"]["samples"] == 64
 
 
+def test_ptq_with_methods(done, tool, tmp_path, tiny_task):
+    arguments = ["--model", done / "run/best_model", "--calibration", tiny_task, "--output", tmp_path / "a"]
+    values = ["Slim.quant.weight.range=mse", "Slim.smoothquant.alpha=0.6", "Slim.bias_correction={}"]
+    values.append("Slim.brecq={iterations: 2, step_iterations: 1}")
+    code, out, _ = tool("export", *arguments, "--max-length", 32, "-o", *values)
+    manifest = json.loads((tmp_path / "a/manifest.json").read_text())
+    assert code == 0, out
+    assert manifest["quantization"]["plan"][-3] == "SmoothQuant: 12 layers, alpha 0.6"
+    assert manifest["verification"]["passed"]
+
+
 def test_a_run_from_an_encoder_is_compared_with_its_own_fp32_weights(tool, tmp_path, tiny_task):
     """Labels 0 and 1 are also what an encoder without a classifier would seem to have."""
     encoder = make_tiny_ernie(tmp_path / "encoder", head=False)
@@ -238,6 +249,11 @@ OTHER_MISTAKES = [
     ),
     ("export of no run", lambda d, t: ["export", "--run", t], "not a run folder"),
     (
+        "PTQ with a training method",
+        lambda d, t: ["export", "-o", "Slim.squat={}", "--model", d, "--calibration", d, "--output", t / "a"],
+        "Slim.squat: it only does something in training",
+    ),
+    (
         "eval of nothing",
         lambda d, t: ["eval", "--model", t / "none", "--data", t],
         "no such run, model folder or artifact",
@@ -364,6 +380,8 @@ def test_every_shipped_config_runs_on_a_tiny_ernie(tool, tmp_path, tiny_ernie, t
         local += ["Data.max_length=32", "Data.train_rows=64", "Train.max_steps=2"]
         if "pretrained:" in path.read_text():
             local.append(f"Model.pretrained={tiny_ernie}")
+        if "teacher:" in path.read_text():
+            local.append(f"Slim.distill.teacher={tiny_ernie}")
         code, _, err = tool("train", "-c", path, "-o", *local)
         assert code == 0, f"{path.name}: {err}"
         assert np.isfinite(json.loads((output / "summary.json").read_text())["accuracy"])

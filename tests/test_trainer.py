@@ -45,6 +45,21 @@ LSQ = {
         "activation": {"quantizer": "lsq", "offset": True, "step_lr": 0.01},
     },
 }
+SMOOTHED = {
+    "quant": {"weight": {"bits": 4, "range": "mse"}, "activation": {"range": "learned", "range_lr": 1}},
+    "smoothquant": {},
+    "brecq": {"iterations": 3, "step_iterations": 3},
+    "bias_correction": {},
+}
+EMBEDDING = {
+    "quant": {
+        "embedding": {
+            "bits": 4,
+            "range": "mse",
+            "tables": [["position", {"quantizer": "lsq", "step_lr": 0.01}], ["token_type", {"granularity": "tensor"}]],
+        },
+    },
+}
 
 
 def weights_of(run):
@@ -95,7 +110,7 @@ def test_select_last_keeps_the_last_model_and_not_the_best(tmp_path, tiny_ernie,
     assert (stored["best"] != last).any()
 
 
-@pytest.mark.parametrize("slim", [KURTOSIS, LEARNED], ids=["kurtosis", "learned"])
+@pytest.mark.parametrize("slim", [KURTOSIS, LEARNED, SMOOTHED], ids=["kurtosis", "learned", "smoothed"])
 def test_what_was_trained_is_what_is_exported(tmp_path, tiny_ernie, tiny_task, slim):
     from ernie_kqat.export.exporter import export_run
 
@@ -121,7 +136,11 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, tiny_ernie, tiny_
     assert any((first[name] != third[name]).any() for name in first)
 
 
-@pytest.mark.parametrize("slim", [None, QAT, KURTOSIS, LEARNED, LSQ], ids=["fp32", "qat", "kurtosis", "learned", "lsq"])
+@pytest.mark.parametrize(
+    "slim",
+    [None, QAT, KURTOSIS, LEARNED, LSQ, SMOOTHED, EMBEDDING],
+    ids=["fp32", "qat", "kurtosis", "learned", "lsq", "smoothed", "embedding"],
+)
 def test_an_interrupted_run_resumes_exactly(tmp_path, tiny_ernie, tiny_task, slim, monkeypatch):
     accumulate = {"accumulate": 2, "epochs": 3}
     train(settings(tmp_path, tiny_ernie, tiny_task, "whole", Slim=slim, Train=accumulate))

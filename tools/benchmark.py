@@ -40,8 +40,13 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="passes over the rows (default 5)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="cores of one forward (default 1)")
+    parser.add_argument(
+        "--engine", action="append", choices=["auto", "paddle", "native"], help="of each --model, in turn"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     arguments = parser.parse_args()
+    if arguments.engine and len(arguments.engine) != len(arguments.model or [""]):
+        parser.error("--engine: give none, or one for each --model")
     if arguments.rows < 1:
         parser.error(f"--rows {arguments.rows} is under 1")
     arguments.model = arguments.model or [cli.artifact_of(arguments)]
@@ -67,9 +72,10 @@ def measure(arguments: argparse.Namespace, sizes: list[int]) -> dict:
     examples = read_examples(path, arguments.text, arguments.text_pair, require_label=False)[: arguments.rows]
     texts, pairs = [example.text for example in examples], [example.text_pair for example in examples]
     predictors, encoded, tokens = {}, {}, {}
-    for number, folder in enumerate(arguments.model, 1):
+    engines = arguments.engine or ["auto"] * len(arguments.model)
+    for number, (folder, engine) in enumerate(zip(arguments.model, engines), 1):
         name = f"{folder} ({number})" if folder in predictors else folder
-        predictors[name] = Predictor(folder, arguments.threads, allow_unverified=True)
+        predictors[name] = Predictor(folder, arguments.threads, allow_unverified=True, engine=engine)
         if predictors[name].pair and None in pairs:
             raise UserError(f"{folder}: a model of pairs, and {arguments.data} has no second sentence (--text-pair)")
         rows = predictors[name].encode(texts, pairs if predictors[name].pair else None)
@@ -84,10 +90,14 @@ def measure(arguments: argparse.Namespace, sizes: list[int]) -> dict:
         "machine": benchmark.machine(),
         "versions": benchmark.versions(),
         "models": {
-            name: {"engine": predictors[name].manifest["engine"], "mean_tokens": round(tokens[name], 1), **figures}
+            name: {"engine": _engine(predictors[name]), "mean_tokens": round(tokens[name], 1), **figures}
             for name, figures in found.items()
         },
     }
+
+
+def _engine(predictor) -> str:
+    return "native" if predictor.engine == "native" else predictor.manifest["engine"]
 
 
 def table(models: dict[str, dict], sizes: list[int]) -> list[str]:

@@ -9,6 +9,7 @@ EPILOG = """examples:
   python tools/eval.py --model output/RUN --data dev.tsv            a run: its best model, quantized as trained
   python tools/eval.py --model output/RUN/best_model --data DIR     a PaddleNLP model folder, in fp32
   python tools/eval.py --model output/RUN/inference --data DIR      an artifact, by Paddle Inference
+  python tools/eval.py --model model.kqat --data DIR                a packed artifact (tools/pack.py)
   python tools/eval.py -c configs/quickstart.yaml                   the run of that config on its dev set"""
 
 

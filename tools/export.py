@@ -11,6 +11,7 @@ EPILOG = """examples:
   python tools/export.py -c configs/quickstart.yaml               the run of that config, to its inference/ folder
   python tools/export.py --run output/RUN --output DIR
   python tools/export.py --model FP32_FOLDER --calibration DATA --weight-granularity channel --output DIR     (PTQ)
+  python tools/export.py --model FP32_FOLDER --calibration DATA --output DIR -o Slim.smoothquant.alpha=0.5
 
 DATA is a file (.tsv .csv .jsonl, or .txt with a sentence a line) or a folder with train and dev files.
 Exit code 0: exported and verified. 1: refused, the artifact is marked unverified. 2: wrong input."""
@@ -56,6 +57,7 @@ def main() -> int:
             quant,
             arguments.max_length,
             arguments.verify,
+            methods=settings.Slim.methods,
         )
     else:
         limits = settings.Export if arguments.config or arguments.override else run_folder.read_settings(run).Export

@@ -34,7 +34,11 @@ MAX_BATCH = 1024
 def main() -> int:
     parser = cli.parser(__doc__, EPILOG)
     parser.add_argument("text", nargs="*", help="the sentences; for a model of pairs: first second first second …")
-    parser.add_argument("--model", metavar="ARTIFACT", help="a folder of tools/export.py; default: the one of -c's run")
+    parser.add_argument(
+        "--model",
+        metavar="ARTIFACT",
+        help="of tools/export.py, or packed; default: the one of -c's run",
+    )
     parser.add_argument("--file", metavar="FILE", help="read the sentences from FILE; - is standard input")
     parser.add_argument(
         "--logits", action="store_true", help="also print the logits, in the order of the model's labels"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import paddle
 import yaml
 
 from .. import config
@@ -40,6 +41,29 @@ def text(results: Mapping[str, Any], data: config.Data, labels: list[str]) -> st
         "Train: {epochs: 0}  # PTQ; more epochs are QAT at these bits",
     ]
     return "\n".join(lines) + "\n"
+
+
+def rules(model: paddle.nn.Layer, base: config.Quant, weights: Mapping[str, config.WeightQuant]) -> list[list[Any]]:
+    """Slim.quant.layers that make a model like `model`, quantized, but with these weight quantizers; a rule for each Linear
+    that is not as `base`."""
+    found: list[list[Any]] = []
+    for name, layer in model.named_sublayers():
+        rule: Any = None
+        if type(layer) is paddle.nn.Linear:
+            rule = "skip"
+        elif name in weights:
+            parts = {"weight": weights[name], "activation": layer._fake_quant_input.options}
+            different = {part: _different(options, getattr(base, part)) for part, options in parts.items()}
+            rule = {part: keys for part, keys in different.items() if keys}
+        if rule:
+            found.append([f"^{re.escape(name)}$", rule])
+    return found
+
+
+def _different(options: Any, base: Any) -> dict[str, Any]:
+    """The keys in which two options dataclasses differ, as `options` has them."""
+    here, there = dataclasses.asdict(options), dataclasses.asdict(base)
+    return {name: value for name, value in here.items() if value != there[name]}
 
 
 def described(results: Mapping[str, Any]) -> list[str]:

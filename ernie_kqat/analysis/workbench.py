@@ -15,7 +15,7 @@ from ..data.dataset import Split, find_file, load_eval_split
 from ..errors import UserError
 from ..evaluate import accuracy, comparison, cross_entropy, logits_of
 from ..quantizers import numeric
-from ..quantizers.attach import quantized_linears
+from ..quantizers.attach import quantized_linears, take_smoothing_in
 from ..restore import Restored, restore_folder, restore_run
 from ..tokenizer import load_tokenizer
 
@@ -41,6 +41,8 @@ class Workbench:
             raise UserError("the rows have no labels to compare with")
         self.restored, self.split, self.labels = restored, split, split.labels
         self.layers = quantized_linears(restored.model)
+        for layer in self.layers.values():
+            take_smoothing_in(layer)
         self.weights = {name: layer.weight.numpy() for name, layer in self.layers.items()}
         self.bits = {name: layer._fake_quant_weight.bits for name, layer in self.layers.items()}
         self.steps = {

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 
-from .. import __version__, artifact, config, files, run_folder, strict
+from .. import __version__, artifact, config, files, native, run_folder, strict
 from ..calibration import calibrate_rows
 from ..data.dataset import Split, load_eval_split
 from ..errors import UserError
+from ..methods import Method
+from ..models.loading import pretrained_matrices
 from ..restore import Restored, restore_folder, restore_run
 from ..tokenizer import load_tokenizer
+from . import native as native_program
 from . import program
 from .verify import verify
 
@@ -52,13 +57,27 @@ def export_folder(
     max_length: int = 128,
     data: str | None = None,
     seed: int = 42,
+    methods: Mapping[str, Method] | None = None,
 ) -> dict[str, Any]:
-    """PTQ: quantize a plain fp32 model folder by calibration only, and export it. `data`: verification rows."""
+    """PTQ: quantize a plain fp32 model folder by calibration only, and export it. `data`: verification rows.
+
+    methods: Slim.methods. Raises UserError for one that needs training.
+    """
+    methods = methods or {}
+    for name, method in methods.items():
+        if not method.calibrates():
+            raise UserError(
+                f"Slim.{name}: it only does something in training; use tools/train.py, or leave it out here"
+            )
     restored = restore_folder(folder, config.Data(max_length=max_length))
     tokenizer = load_tokenizer(restored.vocabulary)
     rows = _split(_train_file(Path(calibration)), tokenizer, restored)
     restored = restored.quantized(quant)
-    calibrate_rows(restored, rows, seed)
+    for method in methods.values():
+        method.attach(restored.model, lambda: pretrained_matrices(folder))
+    calibrate_rows(restored, rows, seed, list(methods.values()))
+    lines = [line for method in methods.values() for line in method.plan()]
+    restored = replace(restored, plan=(*restored.plan, *lines))
     split = _split(Path(data or calibration), tokenizer, restored, rows=limits.samples)
     return export(restored, split, tokenizer, output, limits)
 
@@ -74,7 +93,7 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         new, plain = Path(scratch, "new"), Path(scratch, "fp32")
-        write_unverified(restored, tokenizer, split, new)
+        write_unverified(restored, tokenizer, split, new, limits.engine)
         write_unverified(restore_folder(restored.fp32, restored.data), tokenizer, split, plain)
         verification = verify(restored, split, new, plain, limits)
         manifest = artifact.read_manifest(new)
@@ -87,8 +106,8 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     return {**manifest, "folder": str(target)}
 
 
-def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path) -> None:
-    """An artifact folder, not yet verified."""
+def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path, engine: str = "paddle") -> None:
+    """An artifact folder, not yet verified; for engine `native` with the native program beside the plain one."""
     folder.mkdir()
     stem = folder / Path(artifact.MODEL).stem
     if restored.quant is None:
@@ -101,6 +120,9 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path) 
     inputs, output = program.names(stem)
     files.write_text(folder / artifact.SERVING_CONF, serving_conf(inputs, output, len(restored.labels)))
     settings = restored.model.config
+    if engine == "native" and restored.quant is None:
+        raise UserError("Export.engine: native: the model is not quantized; it is for INT8 (Slim.quant)")
+    entry = {artifact.NATIVE: write_native(restored.model, folder, restored.labels)} if engine == "native" else {}
     fields = {
         "ernie_kqat": __version__,
         "paddle": paddle.__version__,
@@ -114,12 +136,27 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path) 
         "tokenizer": {"kind": tokenizer.kind, "do_lower_case": getattr(tokenizer, "do_lower_case", True)},
         "inputs": inputs,
         "output": output,
+        **entry,
         "quantization": None
         if restored.quant is None
         else {**strict.to_tree(restored.quant), "plan": list(restored.plan)},
         "verification": None,
     }
-    artifact.write_manifest(folder, fields, [path.name for path in folder.iterdir()])
+    artifact.write_manifest(folder, fields, artifact.contents(folder))
+
+
+def write_native(model: paddle.nn.Layer, folder: Path, labels: list[str]) -> dict[str, Any]:
+    """The native program in a folder of its own, where Paddle Serving finds it alone. Returns the manifest's entry."""
+    try:
+        native.build()
+        native.load()
+    except UserError as error:
+        raise UserError(f"Export.engine: native: {error}") from None
+    stem = folder / artifact.NATIVE / Path(artifact.MODEL).stem
+    native_program.save(model, stem)
+    inputs, output = program.names(stem)
+    files.write_text(stem.with_name(artifact.SERVING_CONF), serving_conf(inputs, output, len(labels)))
+    return {"output": output}
 
 
 def _split(path: Path, tokenizer, restored: Restored, file: str | None = None, rows: int | None = None) -> Split:
@@ -176,6 +213,7 @@ def summarize(found: dict[str, Any]) -> dict[str, Any]:
             "rows": found["samples"],
             "passed": found["passed"],
         },
+        **({"native": found["native"]} if "native" in found else {}),
     }
 
 
@@ -200,6 +238,8 @@ def describe(manifest: dict[str, Any]) -> list[str]:
         f"  ms per sentence, batch 32      fp32 {fp32['batch_32']:.2f}  deployed {deployed['batch_32']:.2f}",
         f"  size in MB                     fp32 {found['fp32_size_bytes'] / 1e6:.1f}  deployed {found['size_bytes'] / 1e6:.1f}",
     ]
+    if "native" in found:
+        lines += _describe_native(found["native"])
     if not found["passed"]:
         lines += ["worst samples (largest logit difference):"] + [
             f"  {row['difference']:.4f}  simulated {np.round(row['simulated'], 3).tolist()}  deployed"
@@ -207,3 +247,15 @@ def describe(manifest: dict[str, Any]) -> list[str]:
             for row in found["worst"]
         ]
     return [*lines, f"artifact: {manifest['folder']}"]
+
+
+def _describe_native(found: dict[str, Any]) -> list[str]:
+    latency, accuracy = found["latency_ms"], found["accuracy"]
+    return [
+        "native program",
+        f"  agreement with the simulation  {found['agreement']:.2%}",
+        f"  rms difference / logit std     {found['rms_over_std']:.4f}",
+        f"  accuracy                       {'-' if accuracy is None else format(accuracy, '.2%')}",
+        f"  ms per sentence                batch 1 {latency['batch_1']:.2f}  batch 32 {latency['batch_32']:.2f}",
+        f"  size in MB                     {found['size_bytes'] / 1e6:.1f}",
+    ]

@@ -32,7 +32,13 @@ def default_spec() -> list[paddle.static.InputSpec]:
 
 
 def save_fp32(model: paddle.nn.Layer, path: Path, input_spec: list | None = None) -> None:
-    """Write the plain fp32 inference program of an unquantized model to `path`.pdmodel and .pdiparams."""
+    """Write the plain fp32 inference program of an unquantized model to `path`.pdmodel and .pdiparams.
+
+    UserError for a layer that says it is `simulated_only`: it computes what Paddle Inference cannot.
+    """
+    for name, layer in model.named_sublayers():
+        if hasattr(layer, "simulated_only"):
+            raise UserError(f"{name}: {layer.simulated_only}; nothing is exported")
     model.eval()
     with _quiet():
         static = paddle.jit.to_static(model, input_spec=input_spec or default_spec(), full_graph=True)
@@ -55,7 +61,7 @@ def save_int8(model: paddle.nn.Layer, path: Path, input_spec: list | None = None
 
 def names(path: Path) -> tuple[list[str], str]:
     """Names of a saved program's inputs, in order, and of its one output."""
-    with _static_mode():
+    with static_mode():
         block = paddle.static.deserialize_program(path.with_name(f"{path.name}.pdmodel").read_bytes()).global_block()
     feeds = sorted((op.attr("col"), op.output("Out")[0]) for op in block.ops if op.type == "feed")
     (output,) = [op.input("X")[0] for op in block.ops if op.type == "fetch"]
@@ -68,7 +74,7 @@ def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid]) -> Non
     A Linear without a grid stays in fp32. Raises RuntimeError if a grid finds no `fc` of its name: an internal error,
     because the program would silently compute that layer in fp32.
     """
-    with _static_mode(), _quiet():
+    with static_mode(), _quiet():
         scope = core.Scope()
         with paddle.static.scope_guard(scope):
             executor = paddle.static.Executor(paddle.CPUPlace())
@@ -145,7 +151,8 @@ def _quantize(graph: IrGraph, scales: dict) -> None:
 
 
 @contextlib.contextmanager
-def _static_mode() -> Iterator[None]:
+def static_mode() -> Iterator[None]:
+    """Paddle's static mode inside, the mode that was outside after it."""
     dynamic = paddle.in_dynamic_mode()
     paddle.enable_static()
     try:

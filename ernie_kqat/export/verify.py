@@ -30,7 +30,8 @@ def verify(restored: Restored, split: Split, folder: Path, fp32_folder: Path, li
     """
     if len(split) == 0:
         raise UserError(f"{split.name}: no rows to verify on")
-    deployed_predictor = Predictor(folder, allow_unverified=True)
+    natively = artifact.is_native(artifact.read_manifest(folder))
+    deployed_predictor = Predictor(folder, allow_unverified=True, engine="paddle")
     fp32_predictor = Predictor(fp32_folder, allow_unverified=True)
     encoded = list(zip(split.input_ids, split.token_type_ids))
     simulated = logits_of(restored.model, split, restored.pad_token_id, what="simulate")
@@ -41,10 +42,12 @@ def verify(restored: Restored, split: Split, folder: Path, fp32_folder: Path, li
     batch = collate(split, np.arange(min(4, len(split))), restored.pad_token_id)
     feed = {name: batch[name] for name in ("input_ids", "token_type_ids")}
     predictors = {"deployed": deployed_predictor, "fp32": fp32_predictor}
+    if natively:
+        predictors["native"] = Predictor(folder, allow_unverified=True, engine="native")
     latency = latency_ms(predictors, encoded[:LATENCY_ROWS], enough_s=LATENCY_S)
-    passed = near["agreement"] >= limits.min_agreement and near["rms_over_std"] <= limits.max_rms_over_std
+    native = _native(predictors["native"].logits(encoded), simulated, split, latency, folder) if natively else {}
     return {
-        "passed": bool(passed),
+        "passed": _passed(near, limits) and (not natively or _passed(native["native"], limits)),
         "machine": machine(),  # without VNNI oneDNN computes other numbers: it holds for CPUs that have it
         "data": split.name,
         "samples": len(split),
@@ -62,7 +65,24 @@ def verify(restored: Restored, split: Split, folder: Path, fp32_folder: Path, li
         "fp32_size_bytes": _size(fp32_folder),
         "limits": {"min_agreement": limits.min_agreement, "max_rms_over_std": limits.max_rms_over_std},
         "worst": _worst(simulated, deployed, split),
+        **native,
     }
+
+
+def _native(logits: np.ndarray, simulated: np.ndarray, split: Split, latency: dict, folder: Path) -> dict[str, Any]:
+    """`native`: the same figures of the native program."""
+    return {
+        "native": {
+            **comparison(logits, simulated),
+            "accuracy": _accuracy(logits, split),
+            "latency_ms": latency["native"],
+            "size_bytes": _size(folder / artifact.NATIVE),
+        }
+    }
+
+
+def _passed(found: dict[str, Any], limits: config.Export) -> bool:
+    return bool(found["agreement"] >= limits.min_agreement and found["rms_over_std"] <= limits.max_rms_over_std)
 
 
 def _accuracy(logits: np.ndarray, split: Split) -> float | None:

@@ -6,11 +6,16 @@ states, attention scores before the softmax, soft cross-entropy). With the `lsq`
     L = task * CE(y, s) + logits * T^2 * CE(softmax(t / T), softmax(s / T)) + hidden * sum_l MSE + attention * sum_l MSE
 
 Differs from the papers: the means of hidden states and scores are over real tokens (and pairs of them), so that padding
-changes nothing; layers of a deeper teacher are taken evenly (the last of each block), as in TinyBERT.
+changes nothing; the embeddings' output is not among the hidden states; layers of a deeper teacher are taken evenly (the last
+of each block), as in TinyBERT. A teacher of more heads than the student (tools/narrow.py) has no attention scores to give:
+BinaryBERT's teacher is the fp32 model of half the width, too.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,13 +26,18 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from .. import files
+from ..data.tokenized import Split
 from ..errors import UserError
-from ..models.folder import labels_of
+from ..evaluate import logits_of
+from ..models.folder import CONFIG, WEIGHTS, labels_of
 from ..models.loading import load_classifier
 from ..strict import number, place
 from . import Method
 
 KEY = "Slim.distill"
+
+log = logging.getLogger(__name__)
 
 
 def soft_cross_entropy(student: paddle.Tensor, teacher: paddle.Tensor, temperature: float) -> paddle.Tensor:
@@ -70,6 +80,9 @@ class Distillation(Method):
     temperature: float = number(1.0, 0.01, 1e3, "T")
     hidden: float = number(0.0, 0.0, 1e6, "weight of the hidden states' mean squared differences, summed over layers")
     attention: float = number(0.0, 0.0, 1e6, "weight of the attention scores' mean squared differences, summed")
+    cache: Optional[str] = place(
+        None, "folder to keep the teacher's logits of all train rows in, from run to run (not for hidden and attention)"
+    )
 
     model: Any = field(default=None, init=False, repr=False)
     layers: list[int] = field(
@@ -77,6 +90,7 @@ class Distillation(Method):
     )  # of the teacher, one for each of the student
     of_student: Layers = field(default_factory=Layers, init=False, repr=False)
     of_teacher: Layers = field(default_factory=Layers, init=False, repr=False)
+    kept: Any = field(default=None, init=False, repr=False)  # the teacher's logits of all train rows, where cached
 
     def attach(self, model, pretrained):
         if self.teacher is None:
@@ -103,23 +117,33 @@ class Distillation(Method):
             )
         block = other.num_hidden_layers // own.num_hidden_layers
         self.layers = [block * (index + 1) - 1 for index in range(own.num_hidden_layers)]
-        for wanted, key, name in (
-            (self.hidden, "hidden", "hidden_size"),
-            (self.attention, "attention", "num_attention_heads"),
+        for wanted, key, name, way_out in (
+            (self.hidden, "hidden", "hidden_size", ""),
+            (self.attention, "attention", "num_attention_heads", ", or take an fp32 model as narrow as the student"),
         ):
             if wanted and getattr(own, name) != getattr(other, name):
                 raise UserError(
                     f"{KEY}.teacher: {self.teacher}: {name} {getattr(other, name)}, the student's is"
-                    f" {getattr(own, name)}; say {key}: 0"
+                    f" {getattr(own, name)}; say {key}: 0{way_out}"
                 )
 
     def task_weight(self):
         return self.task
 
-    def loss_terms(self, batch, outputs):
+    def train_rows(self, train):
+        if self.cache and not self.hidden and not self.attention:
+            self.kept = cached_logits(Path(self.cache), Path(str(self.teacher)), self.model, train)
+
+    def _wanted(self, batch) -> paddle.Tensor:
+        """The teacher's logits of a batch."""
         self.of_teacher.clear()
+        if self.kept is not None:
+            return paddle.to_tensor(self.kept[batch["rows"]])
         with paddle.no_grad():
-            wanted = self.model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"]))
+            return self.model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"]))
+
+    def loss_terms(self, batch, outputs):
+        wanted = self._wanted(batch)
         terms = {}
         if self.logits:
             terms["logits"] = self.logits * soft_cross_entropy(outputs, wanted, self.temperature)
@@ -145,7 +169,47 @@ class Distillation(Method):
 
     def plan(self):
         weights = ", ".join(f"{name} {getattr(self, name):g}" for name in ("task", "logits", "hidden", "attention"))
-        return [f"distillation from {self.teacher}: {weights}, temperature {self.temperature:g}"]
+        lines = [f"distillation from {self.teacher}: {weights}, temperature {self.temperature:g}"]
+        if self.cache and (self.hidden or self.attention):
+            lines.append(f"{KEY}.cache is not used: hidden and attention need the teacher itself at each step")
+        return lines
+
+
+def cached_logits(folder: Path, teacher: Path, model: paddle.nn.Layer, rows: Split) -> np.ndarray:
+    """The logits of `model`, loaded from `teacher`, float32 [rows, classes]; read from `folder`, or computed and kept there.
+
+    A file is of these weights and these token ids only. One that cannot be read or written costs time: the log says so.
+    """
+    digest = hashlib.sha256(f"{files.sha256(teacher / WEIGHTS)} {files.sha256(teacher / CONFIG)}".encode())
+    digest.update(np.array([len(ids) for ids in rows.input_ids], np.int64).tobytes())
+    for part in (rows.input_ids, rows.token_type_ids):
+        digest.update(np.concatenate(part).astype(np.int64).tobytes())
+    path = folder / f"{digest.hexdigest()}.npy"
+    shape = len(rows), model.classifier.weight.shape[1]
+    found = _read_logits(path, shape)
+    if found is None:
+        found = logits_of(model, rows, model.ernie.pad_token_id, what="teacher's logits")
+        content = io.BytesIO()
+        np.save(content, found)
+        try:
+            files.write_bytes(path, content.getvalue())
+        except OSError as error:  # a read-only or full folder
+            log.warning("%s: the teacher's logits could not be kept: %s", path, error)
+    return found
+
+
+def _read_logits(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("%s: unreadable (%s); computing the teacher's logits again", path, error)
+        return None
+    if found.shape != shape or found.dtype != np.float32 or not np.isfinite(found).all():
+        log.warning("%s: damaged; computing the teacher's logits again", path)
+        return None
+    return found
 
 
 def _by_head(tensor: paddle.Tensor, heads: int) -> paddle.Tensor:

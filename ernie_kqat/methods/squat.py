@@ -22,7 +22,7 @@ from typing import Any, Literal
 import paddle
 
 from ..errors import UserError
-from ..quantizers.attach import QUANTIZER_STATE, quantized_linears
+from ..quantizers.attach import is_quantizer_state, quantized_linears
 from ..strict import number, option
 from . import Gradients, Method
 
@@ -33,7 +33,8 @@ SMALLEST = 1e-12  # added to norms
 class Perturbation:
     """Adds to the quantized weights of a model, or to its latent ones, without leaving a trace.
 
-    It hooks the weight quantizers of `model`, which do what they always did outside of `recorded` and `applied`.
+    It hooks the weight quantizers of `model`, which do what they always did outside of `recorded` and `applied`, until
+    `remove`.
     """
 
     def __init__(self, model: paddle.nn.Layer, latent: bool = False):
@@ -41,8 +42,14 @@ class Perturbation:
         self.latent = latent
         self._gradients: dict[str, paddle.Tensor] | None = None
         self._added: dict[str, paddle.Tensor] = {}
-        for name, layer in self.layers.items():
-            layer._fake_quant_weight.register_forward_post_hook(self._hook(name))
+        self._hooks = [
+            layer._fake_quant_weight.register_forward_post_hook(self._hook(name)) for name, layer in self.layers.items()
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks out of the model again."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _hook(self, name: str) -> Callable:
         def at_quantized(quantizer, inputs, quantized):
@@ -123,7 +130,7 @@ class SQuAT(Method):
         if not self.perturbation.layers:
             raise UserError(f"{KEY}: needs quantized weights; say Slim.quant")
         for name, parameter in model.named_parameters():
-            (self.steps if QUANTIZER_STATE in name else self.weights).append(parameter)
+            (self.steps if is_quantizer_state(name) else self.weights).append(parameter)
         if self.alternate != "off" and not self.steps:
             raise UserError(
                 f"{KEY}.alternate: {self.alternate} needs trained steps; say quantizer: lsq or range: learned in Slim.quant,"
@@ -175,19 +182,23 @@ def sharpness(model: paddle.nn.Layer, losses: Iterable[Callable[[], paddle.Tenso
     """How much the loss rises when the quantized weights go `rho` along its gradient (2010.01412, equation 1, to first order).
 
     losses: one function for each batch, which computes its mean loss with `model`. The mean over them of what it rises.
-    The model's mode and weights stay as they are; its gradients are cleared. UserError where nothing is quantized.
+    The model's mode and weights stay as they are, and no hook stays in it; its gradients are cleared. UserError where
+    nothing is quantized.
     """
     perturbation = Perturbation(model)
     if not perturbation.layers:
         raise UserError("sharpness: the model has no quantized weights")
     rises = []
-    for loss in losses:
-        with perturbation.recorded() as found:
-            before = loss()
-            before.backward()
-        _forget(model.parameters())
-        with perturbation.applied(found, rho, by_layer=False), paddle.no_grad():
-            rises.append(float(loss()) - float(before))
+    try:
+        for loss in losses:
+            with perturbation.recorded() as found:
+                before = loss()
+                before.backward()
+            _forget(model.parameters())
+            with perturbation.applied(found, rho, by_layer=False), paddle.no_grad():
+                rises.append(float(loss()) - float(before))
+    finally:
+        perturbation.remove()
     return sum(rises) / len(rises)
 
 

@@ -61,13 +61,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_sizes(path: Path, tree: dict[str, Any]) -> None:
-    """UserError unless the numbers of a transformer's config, where given, are possible and its activation is known."""
-    for key in SIZES:
+    """UserError unless the numbers of a transformer's config, where given, are possible and its activation is known.
+
+    `head_dim` (loading.make_classifier) frees hidden_size from being a multiple of num_attention_heads.
+    """
+    for key in (*SIZES, "head_dim"):
         value = tree.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{path}: {key}: {value!r} is not a positive integer")
     hidden, heads = tree.get("hidden_size", 768), tree.get("num_attention_heads", 12)
-    if hidden % heads:
+    if "head_dim" not in tree and hidden % heads:
         raise UserError(f"{path}: hidden_size: {hidden} is not a multiple of num_attention_heads ({heads})")
     epsilon = tree.get("layer_norm_eps", 1e-12)
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:

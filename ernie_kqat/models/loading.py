@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import paddle
-from paddlenlp.transformers import ErnieForSequenceClassification
+from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
 
 from .. import files
 from ..errors import UserError
@@ -43,8 +44,27 @@ def load_classifier(name_or_path: str, num_labels: int, dropout: float | None = 
     if dropout is not None:
         settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = dropout
         settings.classifier_dropout = None  # it follows the hidden dropout
-    model = ErnieForSequenceClassification(settings)
+    model = make_classifier(settings)
     model.new_head = _fill(model, weights, folder / WEIGHTS)
+    return model
+
+
+def make_classifier(settings: ErnieConfig) -> ErnieForSequenceClassification:
+    """An ERNIE sequence classifier of these sizes with random weights, every LayerNorm with the epsilon of `settings`.
+
+    `settings.head_dim`, which PaddleNLP does not know, makes its attention narrower than its hidden states, as
+    tools/narrow.py does: num_attention_heads heads of that size, whose product need not be hidden_size.
+    """
+    heads, head_dim = settings.num_attention_heads, getattr(settings, "head_dim", None)
+    settings.num_attention_heads = heads if head_dim is None else 1  # 1: any hidden_size is a multiple of it
+    model = ErnieForSequenceClassification(settings)
+    settings.num_attention_heads = heads
+    for layer in model.ernie.encoder.layers if head_dim is not None else ():
+        attention, width = layer.self_attn, heads * head_dim
+        attention.num_heads, attention.head_dim = heads, head_dim
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(attention, name, paddle.nn.Linear(settings.hidden_size, width))
+        attention.out_proj = paddle.nn.Linear(width, settings.hidden_size)
     for layer in model.sublayers():
         if isinstance(layer, paddle.nn.LayerNorm):
             layer._epsilon = settings.layer_norm_eps  # PaddleNLP always takes 1e-12
@@ -72,15 +92,16 @@ def save_classifier(
     vocabulary: str | Path,
     folder: str | Path,
     labels: list[str],
-    without: str = "._fake_quant_",
+    without: Sequence[str] = (),
 ) -> None:
     """Fill an existing `folder` as a PaddleNLP model folder: config with `labels` in order of their ids, tokenizer, and
-    the fp32 weights except those with `without` in their names.
+    the fp32 weights, except those with one of `without` in their names.
 
-    PaddleNLP's own loader reads all of it, but always computes with a LayerNorm epsilon of 1e-12.
+    PaddleNLP's own loader reads all of it, but always computes with a LayerNorm epsilon of 1e-12, and refuses `head_dim`.
     """
     folder = Path(folder)
-    state = {name: value for name, value in model.state_dict().items() if without not in name}
+    own = model.state_dict().items()
+    state = {name: value for name, value in own if not any(part in name for part in without)}
     paddle.save(state, str(folder / WEIGHTS))
     settings = model.config.to_diff_dict()
     settings.update(

@@ -22,17 +22,25 @@ ROUND = 12582912.0  # 1.5 x 2^23: adding and subtracting it rounds float32 half 
 Kind = TypeVar("Kind", bound="Quantizer")
 
 
-def on_grid(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
-    """step * round-half-even(clip(x / step, low, high)); the arithmetic of oneDNN's quantize op, which multiplies by 1/step.
+def rounded(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
+    """round-half-even(clip(x / step, low, high)), as float32; the arithmetic of oneDNN's quantize op, which multiplies by 1/step.
 
     Of Paddle's operators that could do it, these are vectorized on a CPU: hardtanh and not clip, scale with a number and not
     an operator with a one-element tensor.
     """
-    shared = step.size == 1
-    grid = x.scale(float(1.0 / step)) if shared else x * (1.0 / step)
+    grid = x.scale(float(1.0 / step)) if step.size == 1 else x * (1.0 / step)
     grid = paddle.nn.functional.hardtanh(grid, low, high)
-    grid.scale_(1.0, ROUND).scale_(1.0, -ROUND)
-    return grid.scale_(float(step)) if shared else grid.multiply_(step)
+    return grid.scale_(1.0, ROUND).scale_(1.0, -ROUND)
+
+
+def times(values: paddle.Tensor, factor: paddle.Tensor) -> paddle.Tensor:
+    """Values [in, out] x factor [out] or [1], in place."""
+    return values.scale_(float(factor)) if factor.size == 1 else values.multiply_(factor)
+
+
+def on_grid(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
+    """step * round-half-even(clip(x / step, low, high))."""
+    return times(rounded(x, step, low, high), step)
 
 
 class StraightThrough(PyLayer):
@@ -48,11 +56,11 @@ class StraightThrough(PyLayer):
 
 
 class PassThrough(PyLayer):
-    """`quantized`, an array, forward; identity backward to `x`: the straight-through estimator for what NumPy has quantized."""
+    """`quantize(x)` forward, identity backward: the straight-through estimator for any rule of quantization."""
 
     @staticmethod
-    def forward(ctx, x, quantized):
-        return paddle.to_tensor(quantized)
+    def forward(ctx, x, quantize):
+        return quantize(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -104,6 +112,11 @@ class WeightQuantizer(Quantizer):
     """Symmetric, integers in ±(2^(bits-1) - 1); forward(weight [in, out]) -> the weight on its grid."""
 
     allowed_bits: Sequence[int] = range(2, 9)
+    columns_alone = (
+        False  # whether some columns are quantized without the others, and must come out the same bit for bit
+    )
+    nearest = True  # forward takes the nearest point of the grid, so that its step says all
+    learning_rate = 1.0  # of the weight, as a multiple
 
     def __init__(self, options: Any, weight: paddle.Tensor):
         super().__init__()
@@ -111,6 +124,9 @@ class WeightQuantizer(Quantizer):
         self.bits = options.bits
         self.high = max(1, numeric.qmax(options.bits))
         self.low = -self.high
+
+    def begin(self, weight: paddle.Tensor) -> None:
+        """Set the state that only the start of training gives; not called where a stored state is loaded."""
 
     def integers(self, weight: paddle.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """What is deployed: int8 [in, out] and step float32 ([out] or [1]); integers x step = forward(weight) in eval mode."""
@@ -121,16 +137,18 @@ class WeightQuantizer(Quantizer):
         """The step for this very weight, without changing any state."""
         return self.step()
 
+    def sums(self, values: paddle.Tensor) -> paddle.Tensor:
+        """Of each group of values [in, out]: [out] or [1]. Over axis 0 as a matrix product, which is vectorized where
+        Paddle's sum is not; but its last bits depend on the columns beside one."""
+        if self.options.granularity == "channel" and self.columns_alone:
+            return values.sum(axis=0)
+        if self.options.granularity == "channel":
+            return paddle.matmul(paddle.ones([1, values.shape[0]]), values).reshape([-1])
+        return values.sum().reshape([1])
 
-class IntegersWeight(WeightQuantizer):
-    """A weight quantizer whose `integers`, a pure function of weight and state, is all there is: straight through."""
-
-    def current_step(self, weight):
-        return paddle.to_tensor(self.integers(weight)[1])
-
-    def forward(self, weight):
-        q, step = self.integers(weight)
-        return PassThrough.apply(weight, q.astype(np.float32) * step)
+    def means(self, values: paddle.Tensor) -> paddle.Tensor:
+        """Of each group of values [in, out]: [out] or [1]."""
+        return self.sums(values) / (values.shape[0] if self.options.granularity == "channel" else values.size)
 
 
 class ActivationQuantizer(Quantizer):
@@ -146,6 +164,10 @@ class ActivationQuantizer(Quantizer):
     def share(self, other: ActivationQuantizer) -> None:
         """Use the trained parameters of `other`, which reads the same tensor by the same rule."""
 
+    def set_step(self, step: float) -> None:
+        """Make this the step, until training moves it on."""
+        raise TypeError(f"{type(self).__name__} does not define set_step()")
+
     def offset(self) -> float:
         """What is subtracted before rounding, and added again after it; deployed in the layer's bias."""
         return 0.0
@@ -160,9 +182,19 @@ class ActivationQuantizer(Quantizer):
             raise UserError("an activation range was never set: calibrate or train before evaluating a quantized model")
 
 
+def check_bits(options: Any, key: str, name: str) -> None:
+    """Raise UserError unless the quantizer of these options of layer `name` has their bits; `key` is for the message."""
+    allowed = find(options.quantizer, WeightQuantizer).allowed_bits
+    if options.bits not in allowed:
+        raise UserError(
+            f"{key}: {options.bits} for {name}; quantizer {options.quantizer} has"
+            f" {allowed[0]}{f' to {allowed[-1]}' if len(allowed) > 1 else ''}"
+        )
+
+
 def names() -> list[str]:
     """The quantizers there are: files of this folder that define one."""
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "attach")]
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "attach", "embedding")]
 
 
 def find(name: str, kind: type[Kind]) -> type[Kind]:

@@ -88,6 +88,9 @@ class LSQActivation(ActivationQuantizer):
     def step(self):
         return self.lsq_step.clip(min=SMALLEST)
 
+    def set_step(self, step):
+        self.lsq_step.set_value(np.array([step], np.float32))
+
     def offset(self):
         return float(self.lsq_offset) if self.options.offset else 0.0
 

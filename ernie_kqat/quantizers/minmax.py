@@ -55,15 +55,9 @@ class MinMaxWeight(WeightQuantizer):
     @paddle.no_grad()
     def _follow(self, weight, quantized, step):
         q = quantized.detach() / step
-        power = self._sums(q * q)
-        better = self._sums(weight.detach() * q) / power.clip(min=1.0)
+        power = self.sums(q * q)
+        better = self.sums(weight.detach() * q) / power.clip(min=1.0)
         self.range.set_value(paddle.where(power > 0, better, step) * self.high)
-
-    def _sums(self, values):
-        """Of each group; over axis 0 as a matrix product, which is vectorized where Paddle's sum is not."""
-        if self.options.granularity == "channel":
-            return paddle.matmul(paddle.ones([1, values.shape[0]]), values).reshape([-1])
-        return values.sum().reshape([1])
 
 
 class MovingAverageActivation(ActivationQuantizer):
@@ -89,6 +83,11 @@ class MovingAverageActivation(ActivationQuantizer):
     def step(self):
         found = self.log_range.exp() if self.options.range == "learned" else self.total / self.weight_sum
         return found.clip(min=TINY) / self.high
+
+    def set_step(self, step):
+        self.total.set_value(self.weight_sum * (step * self.high))
+        if self.options.range == "learned":
+            self.log_range.set_value(np.log(np.array([step * self.high], np.float32)))
 
     def calibrated(self):
         return float(self.weight_sum) > 0

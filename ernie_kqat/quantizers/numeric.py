@@ -65,17 +65,6 @@ def ternary_step(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, np.n
     return np.atleast_1d(threshold), np.atleast_1d(step)
 
 
-def ternary_integers(weight: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-    """-1, 0 or 1: the sign of what is beyond the threshold, float32."""
-    return (np.sign(weight) * (np.abs(weight) > threshold)).astype(np.float32)
-
-
-def binary_step(weight: np.ndarray, granularity: str) -> np.ndarray:
-    """mean|w|, shapes as `absmax_range` (BWN, arXiv 1603.05279, equation 6); 1 where all weights are zero."""
-    mean = np.atleast_1d(np.abs(np.asarray(weight, np.float64)).mean(axis=0 if granularity == "channel" else None))
-    return np.where(mean > 0, mean, 1.0)
-
-
 def binary_integers(weight: np.ndarray) -> np.ndarray:
     """-1 or 1, and 1 for zero, float32."""
     return np.where(weight < 0, np.float32(-1), np.float32(1))

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import artifact
 from ..errors import UserError
+from ..packed.expand import folder_of
 from ..tokenizer import Encoded, Tokenizer, lacks_text, load_tokenizer
 from .protocol import Invalid, Question
 
@@ -94,7 +95,8 @@ class Model:
 
 
 def load(folders: dict[str, Path]) -> list[Model]:
-    """The models of these artifact folders. Raises UserError, which names the model, for a folder that cannot be served."""
+    """The models of these artifact folders or packed artifacts. Raises UserError, which names the model, for one that cannot be
+    served."""
     models = []
     for index, (name, folder) in enumerate(folders.items()):
         try:
@@ -105,6 +107,7 @@ def load(folders: dict[str, Path]) -> list[Model]:
 
 
 def _load(name: str, index: int, folder: Path) -> Model:
+    folder = folder_of(folder)
     manifest = artifact.read_manifest(folder)
     artifact.check_verified(folder, manifest)
     if artifact.SERVING_CONF not in manifest["files"]:

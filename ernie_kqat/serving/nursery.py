@@ -52,13 +52,18 @@ def main(descriptor: int, front: int) -> None:
 
 
 def _load(model: dict[str, Any], threads: int) -> Pipeline:
-    from ..predictor import check_engine  # Paddle takes seconds to import
+    from .. import native
+    from ..predictor import check_engine, choose_engine  # Paddle takes seconds to import
     from .pipeline import Pipeline
 
     folder = Path(model["folder"])
     if models.version(folder) != model["version"]:
         raise UserError(f"{folder}: was changed after the service was started; start it again")
-    check_engine(folder, artifact.read_manifest(folder)["engine"])
+    manifest = artifact.read_manifest(folder)
+    check_engine(folder, manifest["engine"])
+    if choose_engine(folder, manifest, "auto") == "native":
+        native.load()
+        return Pipeline(folder / artifact.NATIVE, threads, skips_padding=True)
     return Pipeline(folder, threads)
 
 

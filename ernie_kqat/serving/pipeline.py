@@ -44,9 +44,12 @@ class PipelineError(RuntimeError):
 
 
 class Pipeline:
-    """A program of an artifact folder, loaded by Paddle Serving. To be used by one thread."""
+    """A program of an artifact folder, loaded by Paddle Serving. To be used by one thread.
 
-    def __init__(self, folder: str | Path, threads: int = 1):
+    `skips_padding`: it takes batches of any shape as well, so padded rows are not computed.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 1, skips_padding: bool = False):
         op = Op(name="classifier", concurrency=1)
         with _quiet():
             op.init_from_dict(_settings(folder, threads))
@@ -55,10 +58,13 @@ class Pipeline:
             op.client = op.init_client(op._client_config, op._server_endpoints)
             op.init_op()
         self._op = op
+        self._skips_padding = skips_padding
         self._largest = 0
 
-    def logits(self, batch: np.ndarray) -> np.ndarray:
-        """float32 [rows, classes] of int64 [2, rows, tokens]."""
+    def logits(self, batch: np.ndarray, rows: int) -> np.ndarray:
+        """float32 [rows or more, classes] of int64 [2, rows or more, tokens], of which the first `rows` are wanted."""
+        if self._skips_padding:
+            batch = np.ascontiguousarray(batch[:, :rows])
         if batch[0].size > self._largest:
             # As in our Predictor: blocks of a larger batch would come on top of those of all smaller ones.
             self._op.client.predictor.try_shrink_memory()

@@ -92,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[NAME=]ARTIFACT",
-        help=f"a folder of tools/export.py, repeated for several; without a name it is {DEFAULT_MODEL!r}",
+        help=f"a folder of tools/export.py, or packed, repeated for several; without a name it is {DEFAULT_MODEL!r}",
     )
     for item in dataclasses.fields(Settings):
         if item.name == "models":

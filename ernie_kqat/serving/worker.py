@@ -52,7 +52,7 @@ def _answer(connection: socket.socket, pipelines: Sequence[Pipeline]) -> None:
     while (frame := frames.read(connection)) is not None:
         header, batch = frame
         try:
-            reply = frames.pack({"id": header["id"]}, pipelines[header["model"]].logits(batch))
+            reply = frames.pack({"id": header["id"]}, pipelines[header["model"]].logits(batch, header["rows"]))
         except Exception as error:  # noqa: BLE001  whatever Paddle raises: the front decides, and this worker goes on
             reply = frames.pack({"id": header["id"], "failed": f"{type(error).__name__}: {error}"})
         connection.sendall(reply)

@@ -207,7 +207,8 @@ class Worker(asyncio.Protocol):
     def _send(self, model: Model, rows: list[Row], ids: np.ndarray) -> None:
         self._count += 1
         self.in_flight[self._count] = Batch(model, rows, asyncio.get_running_loop().time())
-        self._write(frames.pack({"id": self._count, "model": model.index}, ids))
+        count = len(rows) or ids.shape[1]  # the rest is padding
+        self._write(frames.pack({"id": self._count, "model": model.index, "rows": count}, ids))
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:

@@ -1,0 +1,111 @@
+// From a program's flat arrays to an Encoder, every length checked.
+#include <stdexcept>
+
+#include "encoder.h"
+
+namespace ernie_kqat {
+namespace {
+
+void require(bool true_thing, const char* message) {
+  if (!true_thing) throw std::invalid_argument(message);
+}
+
+// Hands out the arrays in the order in which they were written.
+class Reader {
+ public:
+  explicit Reader(const Contents& contents) : c_(contents) {}
+
+  Linear linear(int in, int out) {
+    require(linears_ < c_.exact.size(), "the program holds too few Linears");
+    const float* numbers = c_.rounding.data() + 4 * linears_;
+    const bool exact = c_.exact[linears_++] != 0;
+    Linear linear = {in, out, nullptr, nullptr, nullptr, nullptr, nullptr, {numbers[0], numbers[1], numbers[2], numbers[3]}};
+    if (exact) {
+      linear.integers = take(c_.integers, c_.integer_count, integers_, int64_t(in) * out);
+      linear.shifts = take(c_.shifts, c_.shift_count, shifts_, out);
+      linear.steps = floats(out);
+    } else {
+      linear.reals = floats(int64_t(in) * out);
+    }
+    linear.bias = floats(out);
+    return linear;
+  }
+
+  Norm norm(int width) {
+    require(norms_ < c_.epsilon.size(), "the program holds too few LayerNorms");
+    Norm norm = {floats(width), floats(width), 0};
+    norm.epsilon = c_.epsilon[norms_++];
+    return norm;
+  }
+
+  void finish() const {
+    require(linears_ == c_.exact.size() && norms_ == c_.epsilon.size() && integers_ == c_.integer_count &&
+                floats_ == c_.float_count && shifts_ == c_.shift_count,
+            "the program holds more than its shape needs");
+  }
+
+ private:
+  template <class T>
+  static const T* take(const T* from, int64_t total, int64_t& used, int64_t count) {
+    require(count <= total - used, "the program holds less than its shape needs");
+    const T* found = from + used;
+    used += count;
+    return found;
+  }
+  const float* floats(int64_t count) { return take(c_.floats, c_.float_count, floats_, count); }
+
+  const Contents& c_;
+  size_t linears_ = 0, norms_ = 0;
+  int64_t integers_ = 0, floats_ = 0, shifts_ = 0;
+};
+
+constexpr int MOST = 1 << 20;  // of any width: products of two of them stay far from overflow
+
+}  // namespace
+
+Encoder assemble(const Contents& c) {
+  require(c.shape.size() == 8, "the program's shape has not 8 numbers");
+  require(c.rounding.size() == 4 * c.exact.size(), "the program has not 4 rounding numbers for each Linear");
+  Encoder e = {};
+  int layers = 0, activation = 0, pad_token = 0;
+  int* numbers[] = {&e.hidden, &e.heads, &e.head_width, &e.intermediate, &e.classes, &layers, &activation, &pad_token};
+  for (int i = 0; i < 8; i++) {
+    *numbers[i] = c.shape[i];
+    require(c.shape[i] >= (i >= 6 ? 0 : 1) && c.shape[i] <= (i == 7 ? INT32_MAX : MOST), "a number of the program's shape is out of range");
+  }
+  require(activation == 1 || activation == 2, "the program's activation is neither GELU nor ReLU");
+  require(int64_t(e.heads) * e.head_width <= MOST, "the program's attention is too wide");
+  require(c.word_rows > 0 && c.place_rows > 0 && c.kind_rows > 0 && c.word_rows <= INT32_MAX && c.place_rows <= INT32_MAX &&
+              c.kind_rows <= INT32_MAX,
+          "a table of embeddings is empty or too large");
+  e.pad_token = pad_token;
+  e.activation = Activation(activation);
+  e.vocabulary = int(c.word_rows);
+  e.positions = int(c.place_rows);
+  e.types = int(c.kind_rows);
+  e.words = c.words;
+  e.places = c.places;
+  e.kinds = c.kinds;
+  const int hidden = padded(e.hidden, WIDTH), intermediate = padded(e.intermediate, WIDTH);
+  const int attention = padded(e.heads * padded(e.head_width, LANES), WIDTH);
+  Reader reader(c);
+  e.embedded = reader.norm(hidden);
+  for (int l = 0; l < layers; l++) {
+    Layer layer;
+    layer.query = reader.linear(hidden, attention);
+    layer.key = reader.linear(hidden, attention);
+    layer.value = reader.linear(hidden, attention);
+    layer.out = reader.linear(attention, hidden);
+    layer.after_attention = reader.norm(hidden);
+    layer.up = reader.linear(hidden, intermediate);
+    layer.down = reader.linear(intermediate, hidden);
+    layer.after_feed_forward = reader.norm(hidden);
+    e.layers.push_back(layer);
+  }
+  e.pooler = reader.linear(hidden, hidden);
+  e.classifier = reader.linear(hidden, padded(e.classes, WIDTH));
+  reader.finish();
+  return e;
+}
+
+}  // namespace ernie_kqat

@@ -1,0 +1,303 @@
+"""The native operator: the simulation's numbers with every instruction set, shape and thread; absent, the plain program."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import native_core
+import numpy as np
+import paddle
+import pytest
+from artifacts import MAX_LENGTH, make_artifact, random_rows
+from asking import ask
+from native_core import Core, batch_of
+from running import serve
+from test_program import calibrated
+from tiny_ernie import make_tiny_ernie
+
+from ernie_kqat import KurtosisQAT, Predictor, UserError, artifact, native
+from ernie_kqat.export import native as export_native
+from ernie_kqat.models.loading import load_classifier
+
+COMPILER = os.environ.get("CXX", "g++")
+pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler here")
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory):
+    """The encoder without Paddle, as a library."""
+    return native_core.build(tmp_path_factory.mktemp("core"), COMPILER)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operator(users_home):
+    """The operator, from the user's cache where it is built."""
+    theirs = users_home / "native" / native.library().parent.name / native.LIBRARY
+    if theirs.is_file():
+        native.library().parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(theirs, native.library())
+    native.build()
+    if not native.why_not():
+        native.load()
+
+
+needs_fast = pytest.mark.skipif(
+    not {"avx512_vnni"} <= set(Path("/proc/cpuinfo").read_text().split()), reason="no AVX-512 with VNNI in this CPU"
+)
+
+
+def quantized(folder, options=None, **shape):
+    """A calibrated tiny ERNIE in eval mode."""
+    model = load_classifier(str(make_tiny_ernie(folder, **shape)), shape.get("num_labels", 2))
+    KurtosisQAT(options or {}).quantize(model)
+    model.eval()
+    ids, types = batch_of(random_rows(16, model.config.vocab_size, seed=1))
+    return calibrated(model, paddle.to_tensor(ids), paddle.to_tensor(types))
+
+
+def case_of(model):
+    held = export_native.contents(model)
+    settings = {name: np.array(getattr(held, name)) for name in native_core.SETTINGS}
+    return {**settings, **held.flat()}
+
+
+def simulated(model, ids, types):
+    with paddle.no_grad():
+        return model(paddle.to_tensor(ids), paddle.to_tensor(types)).numpy()
+
+
+def close(found, expected):
+    """Float rounding only, but for the rare activation that it moves across the border between two integers."""
+    difference = np.abs(found - expected).max(axis=1) / expected.std()
+    return np.median(difference) < 1e-5 and difference.max() < 0.05 and (difference > 1e-4).mean() < 0.3
+
+
+SHAPES = {
+    "plain": {},
+    "relu, three labels, one layer": {"hidden_act": "relu", "num_labels": 3, "layers": 1},
+    "task type": {"use_task_id": True, "task_id": 1},
+    "odd head width, odd hidden": {"hidden": 60, "heads": 6, "intermediate": 100},
+    "wide heads": {"hidden": 144, "heads": 3, "intermediate": 320, "layers": 3},
+}
+LSQ_PLUS = {"quantizer": "lsq", "offset": True, "calibration_batches": 1}
+OPTIONS = {
+    "4 bits": {"weight_bits": 4, "activation_bits": 4},
+    "float Linears": {"layers": [["linear2|classifier|layers.0.self_attn.[qo]", "skip"]]},
+    "all float but one": {"layers": [["linear1", {}], [".", "skip"]]},
+    "own range for keys": {"layers": [["k_proj", {"activation": {"bits": 7}}]]},
+    "offsets": {"layers": [[".", {"activation": LSQ_PLUS}]]},
+}
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *OPTIONS])
+def test_every_instruction_set_computes_the_simulation(core, tmp_path, name):
+    model = quantized(tmp_path / "m", OPTIONS.get(name), **SHAPES.get(name, {}))
+    encoder = Core(core, case_of(model))
+    ids, types = batch_of(random_rows(40, model.config.vocab_size, seed=2))
+    expected = simulated(model, ids, types)
+    for isa in encoder.isas:
+        assert close(encoder.logits(ids, types, isa), expected), isa
+        assert close(encoder.logits(ids[:1], types[:1], isa, threads=2), expected[:1]), isa
+
+
+def test_every_length_alone_and_padded(core, tmp_path):
+    model = quantized(tmp_path / "m")
+    encoder = Core(core, case_of(model))
+    rows = [row for length in range(1, 129) for row in random_rows(1, 150, seed=length, longest=128)]
+    rows = [((ids * 128)[:length], (types * 128)[:length]) for length, (ids, types) in zip(range(1, 129), rows)]
+    together = encoder.logits(*batch_of(rows))
+    alone = np.concatenate([encoder.logits(*batch_of([row])) for row in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    expected = np.concatenate([simulated(model, *batch_of([row])) for row in rows[::8]])
+    assert close(alone[::8], expected)
+
+
+def test_padding_anywhere_is_masked_as_the_model_does(core, tmp_path):
+    model = quantized(tmp_path / "m")
+    encoder = Core(core, case_of(model))
+    ids = np.array([[5, 0, 9, 0, 7], [0, 8, 9, 0, 0], [0, 0, 0, 0, 0], [5, 6, 7, 8, 9]])
+    types = np.array([[0, 1, 0, 1, 1]] * 4)
+    found, expected = encoder.logits(ids, types), simulated(model, ids, types)
+    np.testing.assert_allclose(found[[0, 1, 3]], expected[[0, 1, 3]], atol=1e-5)
+    np.testing.assert_allclose(found[2], expected[2], atol=1e-2)  # float32 has steps of 1e-3 where the mask of -1e4 is
+
+
+def test_wrong_ids_and_broken_contents_are_refused(core, tmp_path):
+    case = case_of(quantized(tmp_path / "m"))
+    encoder = Core(core, case)
+    one = np.ones((2, 4), np.int64)
+    for ids, types, message in (
+        (one * 10**9, one, "input_ids: 1000000000 is not in 0"),
+        (one * -1, one, "input_ids: -1 is not in 0"),
+        (one, one * 2, "token_type_ids: 2 is not in 0..1"),
+        (np.ones((1, 129), np.int64), np.ones((1, 129), np.int64), "129 tokens a row, not in 1..128"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder.logits(ids, types)
+    with pytest.raises(ValueError, match="no kernels named sse"):
+        encoder.logits(one, one, "sse")
+    for name in ("integers", "floats", "shifts"):
+        for changed in (case[name][:-1], np.append(case[name], case[name][:1])):
+            with pytest.raises(ValueError, match="the program holds"):
+                Core(core, {**case, name: changed}).logits(one, one)
+    for index in range(8):
+        for number in (-5, 0, 2**31 - 1):
+            shape = case["shape"].copy()
+            shape[index] = number
+            if shape[index] != case["shape"][index] and index != 7:
+                with pytest.raises(ValueError, match="the program"):
+                    Core(core, {**case, "shape": shape}).logits(one, one)
+
+
+def test_what_it_cannot_compute_is_refused_at_export(tmp_path):
+    model = quantized(tmp_path / "m")
+    for layer in model.ernie.encoder.layers:
+        layer.activation = paddle.nn.functional.silu
+    with pytest.raises(UserError, match="Export.engine: native: activation silu; it has gelu, relu"):
+        export_native.contents(model)
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined"])
+def test_sanitizers_find_nothing(tmp_path, sanitizer):
+    model = quantized(tmp_path / "m", hidden=60, heads=6, intermediate=100)
+    ids, types = batch_of(random_rows(9, model.config.vocab_size, seed=3))
+    case = {**case_of(model), "ids": ids, "types": types, "expected": simulated(model, ids, types)}
+    np.savez(tmp_path / "case.npz", **case)
+    flags = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g")
+    library = native_core.build(tmp_path, COMPILER, *flags)
+    first = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "LD_PRELOAD": first.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, native_core.__file__, str(library), str(tmp_path / "case.npz")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert max(json.loads(done.stdout).values()) < 0.05 * case["expected"].std()
+
+
+@pytest.fixture(scope="module")
+def both(tiny_ernie, tmp_path_factory):
+    """The tiny ERNIE as an artifact with both programs; read only."""
+    return make_artifact(tmp_path_factory.mktemp("tiny") / "both", tiny_ernie, with_native=True)
+
+
+@needs_fast
+def test_the_predictor_runs_it_and_it_answers_as_the_plain_program(both):
+    rows = random_rows(75, 150)
+    plain, fast = Predictor(both, engine="paddle"), Predictor(both)
+    assert (plain.engine, fast.engine) == ("paddle", "native")
+    expected = plain.logits(rows)
+    assert close(fast.logits(rows), expected)
+    for batch_size in (1, 3, 100):
+        np.testing.assert_allclose(fast.logits(rows, batch_size), fast.logits(rows), atol=1e-6)
+    np.testing.assert_array_equal(fast.clone().logits(rows), fast.logits(rows))
+    np.testing.assert_allclose(Predictor(both, threads=2).logits(rows[:1]), fast.logits(rows[:1]), atol=1e-6)
+    assert fast.predict(["a good film"])[0].label == plain.predict(["a good film"])[0].label
+
+
+@needs_fast
+def test_many_threads_answer_as_one(both):
+    model = Predictor(both)
+    work = [random_rows(12, 150, seed=seed) for seed in range(60)]
+    expected = [model.logits(rows) for rows in work]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for found, wanted in zip(pool.map(model.logits, work), expected):
+                assert np.array_equal(found, wanted)
+
+
+@needs_fast
+def test_the_operator_refuses_wrong_ids_and_lives_on(both):
+    model = Predictor(both)
+    expected = model.logits([([5, 6], [0, 0])])
+    engine = model._template.clone()
+    for name, array in zip(("input_ids", "token_type_ids"), np.array([[[5, 10**6]], [[0, 0]]])):
+        engine.get_input_handle(name).copy_from_cpu(array)
+    with pytest.raises(OSError, match="input_ids: 1000000 is not in 0"):
+        engine.run()
+    np.testing.assert_array_equal(model.logits([([5, 6], [0, 0])]), expected)
+
+
+def test_absent_it_is_a_warning_and_the_plain_program(both, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("ERNIE_KQAT_HOME", str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        model = Predictor(both)
+    assert model.engine == "paddle"
+    assert "the native operator is not built (python tools/build_native.py)" in caplog.text
+    with pytest.raises(UserError, match="engine: native: the native operator is not built"):
+        Predictor(both, engine="native")
+
+
+def test_no_native_program_is_no_warning(tiny_int8, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert Predictor(tiny_int8).engine == "paddle"
+    assert caplog.text == ""
+    with pytest.raises(UserError, match="holds no native program"):
+        Predictor(tiny_int8, engine="native")
+    with pytest.raises(UserError, match="engine: 'fast' is not one of auto, native, paddle"):
+        Predictor(tiny_int8, engine="fast")
+
+
+def test_another_cpu_is_a_reason(monkeypatch):
+    monkeypatch.setattr(native, "_isa", lambda path: "portable")
+    assert "no AVX-512 with VNNI" in native.why_not()
+
+
+def test_a_compiler_that_is_missing_or_fails_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("ERNIE_KQAT_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler: no such compiler"):
+        native.build()
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(UserError, match="false: the native operator does not compile"):
+        native.build()
+    assert not native.library().exists()
+
+
+def test_its_files_are_checked(both, tmp_path):
+    copy = Path(shutil.copytree(both, tmp_path / "copy"))
+    with open(copy / artifact.NATIVE / artifact.PARAMS, "r+b") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="native/inference.pdiparams: its sha256"):
+        Predictor(copy)
+
+
+@needs_fast
+def test_export_verifies_both_programs(tool, tiny_ernie, tiny_task, tmp_path):
+    sentences = [line.split("\t")[0] for line in (tiny_task / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    (tmp_path / "s.txt").write_text("\n".join(sentences), encoding="utf-8")
+    options = [
+        "--model",
+        tiny_ernie,
+        "--calibration",
+        tmp_path / "s.txt",
+        "--output",
+        tmp_path / "out",
+        "--max-length",
+        MAX_LENGTH,
+    ]
+    code, out, err = tool("export", *options, "-o", "Export.engine=native")
+    assert code == 0, err
+    assert "native program" in out
+    found = artifact.read_manifest(tmp_path / "out")["verification"]
+    assert found["native"]["agreement"] >= 0.995
+    assert found["native"]["rms_over_std"] <= 0.03
+    assert found["native"]["size_bytes"] < found["size_bytes"]
+    assert Predictor(tmp_path / "out").engine == "native"
+    code, _, err = tool("export", *options, "-o", "Export.engine=fast")
+    assert code == 2
+    assert "Export.engine" in err
+
+
+@needs_fast
+def test_paddle_serving_runs_it(both):
+    pytest.importorskip("paddle_serving_server")
+    expected = Predictor(both).predict(["a good film", "a very dull story , but a fresh plot"])
+    with serve(both) as running:
+        texts = ["a good film", "a very dull story , but a fresh plot"]
+        found = ask(running.http, {"texts": texts, "logits": True})[2]["predictions"]
+    for one, wanted in zip(found, expected):
+        np.testing.assert_allclose(one["logits"], wanted.logits, atol=1e-6)
