@@ -103,6 +103,8 @@ def test_every_instruction_set_computes_the_simulation(core, tmp_path, name):
     for isa in encoder.isas:
         assert close(encoder.logits(ids, types, isa), expected), isa
         assert close(encoder.logits(ids[:1], types[:1], isa, threads=2), expected[:1]), isa
+    if "amx" in encoder.isas:
+        np.testing.assert_array_equal(encoder.logits(ids, types, "amx"), encoder.logits(ids, types, "avx512"))
 
 
 def test_every_length_alone_and_padded(core, tmp_path):
