@@ -9,14 +9,13 @@ share the rows between two processes. tools/studies/kurtosis_tables.py makes the
 
 import gc
 import json
-import shlex
 import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from ledger import Ledger
+from ledger import ROOT, Ledger, trained
 
 from ernie_kqat import cli, config, files
 from ernie_kqat.calibration import calibrate_rows
@@ -29,9 +28,7 @@ from ernie_kqat.models.folder import labels_of
 from ernie_kqat.predictor import Predictor
 from ernie_kqat.restore import restore_folder, restore_run
 from ernie_kqat.tokenizer import load_tokenizer
-from ernie_kqat.trainer import train
 
-ROOT = Path(__file__).parents[2]
 WORK = Path("output/studies/kurtosis")
 CONFIG = "configs/ernie_sst2_minilm_cap.yaml"
 HELD, TRAIN = 1000, 12800  # rows of train: held back for choosing, and to train on
@@ -151,16 +148,7 @@ class Study:
         steps = STEPS["qat" if cell else "fine-tuning"]
         override += [f"Train.max_steps={steps}", f"Train.eval_steps={steps}"]
         override.append(f"Slim.kurtosis={json.dumps(POLICIES[policy])}")
-        if not (folder / "summary.json").is_file():
-            train(config.load(ROOT / CONFIG, override), overwrite=True)
-            shutil.rmtree(folder / "latest")
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        shown = [part.replace(self.arguments.fp32, "FP32").replace(str(self.data), "DATA") for part in override]
-        return folder, {
-            "train_steps": summary["steps"],
-            "seconds": summary["seconds"],
-            "command": "python " + shlex.join(["tools/train.py", "-c", CONFIG, "-o", *shown]),
-        }
+        return folder, trained(folder, CONFIG, override, {self.arguments.fp32: "FP32", str(self.data): "DATA"})
 
     def measure(self, folder: Path, cell, stage: str, seed: int) -> dict:
         """Simulated and (first seed) deployed accuracy of one model at one cell; without quantizers, where that is a model."""

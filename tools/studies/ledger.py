@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import ernie_kqat
-from ernie_kqat import benchmark, files
+from ernie_kqat import benchmark, config, files
+from ernie_kqat.trainer import train
+
+ROOT = Path(__file__).parents[2]
 
 
 class Ledger:
@@ -33,3 +38,18 @@ class Ledger:
             fcntl.flock(lock, fcntl.LOCK_EX)
             files.write_json(self.path, [*self.rows(), row])
         print(json.dumps(row), flush=True)
+
+
+def trained(folder: Path, settings: str, override: list[str], names: dict[str, str]) -> dict[str, Any]:
+    """Train by a config of the repository unless `folder` holds the finished run; what a row says of it.
+
+    names: what places are called in the row's command, which is to be typed elsewhere.
+    """
+    if not (folder / "summary.json").is_file():
+        train(config.load(ROOT / settings, override), overwrite=True)
+        shutil.rmtree(folder / "latest")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    command = shlex.join(["tools/train.py", "-c", settings, "-o", *override])
+    for place, name in names.items():
+        command = command.replace(place, name)
+    return {"train_steps": summary["steps"], "seconds": summary["seconds"], "command": f"python {command}"}

@@ -8,14 +8,13 @@ row, and makes it. tools/studies/lowbit_tables.py makes the tables."""
 
 import gc
 import json
-import shlex
 import shutil
 from pathlib import Path
 
 from kurtosis import deployed_logits, split_data
-from ledger import Ledger
+from ledger import ROOT, Ledger, trained
 
-from ernie_kqat import cli, config
+from ernie_kqat import cli
 from ernie_kqat.data.batching import collate, eval_batches
 from ernie_kqat.data.dataset import load_eval_split
 from ernie_kqat.errors import UserError, run_tool
@@ -24,9 +23,7 @@ from ernie_kqat.methods.squat import sharpness
 from ernie_kqat.models.folder import labels_of
 from ernie_kqat.restore import restore_run
 from ernie_kqat.tokenizer import load_tokenizer
-from ernie_kqat.trainer import train
 
-ROOT = Path(__file__).parents[2]
 WORK = Path("output/studies/lowbit")
 CONFIG = "configs/ernie_sst2_minilm_lsq.yaml"
 CELLS = {  # name -> bits of weights and activations
@@ -133,16 +130,7 @@ class Study:
         for name, options in methods.items():
             options = {**options, "teacher": self.arguments.fp32} if name == "distill" else options
             override.append(f"Slim.{name}={json.dumps(options)}")
-        if not (folder / "summary.json").is_file():
-            train(config.load(ROOT / CONFIG, override), overwrite=True)
-            shutil.rmtree(folder / "latest")
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        shown = [part.replace(self.arguments.fp32, "FP32").replace(str(self.data), "DATA") for part in override]
-        return folder, {
-            "train_steps": summary["steps"],
-            "seconds": summary["seconds"],
-            "command": "python " + shlex.join(["tools/train.py", "-c", CONFIG, "-o", *shown]),
-        }
+        return folder, trained(folder, CONFIG, override, {self.arguments.fp32: "FP32", str(self.data): "DATA"})
 
     def ternary(self, seed: int) -> Path:
         """The ternary run that this seed's split row begins with."""
