@@ -92,7 +92,8 @@ def made(section: dict, arguments) -> Trainer:
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(settings, RunFolder(Path(scratch, "run"), settings))
     if trainer.qat is not None:
-        calibrate(trainer.model, map(trainer._batch, trainer._order(0)), trainer.qat.calibration_batches())
+        count = trainer.qat.calibration_batches()
+        calibrate(trainer.model, map(trainer._batch, trainer._order(0)[:count]), trainer.methods)
     trainer.model.train()
     return trainer
 
