@@ -95,6 +95,8 @@ def stored_quantizers(
     for was, now in zip(make_plan(model, before), make_plan(model, quant)):
         for difference in _differences(was, now):
             return None, [f"quantizers begin anew: {folder} has others ({was.name}: {difference})"]
+    if before.embedding != quant.embedding:
+        return None, [f"quantizers begin anew: {folder} has others (embedding was {before.embedding})"]
     return run_folder.read_quantizers(folder), [f"quantizers go on as they are in {folder}"]
 
 

@@ -228,10 +228,10 @@ class Trainer:
                 start = self.settings.Model.name_or_path
                 self.stored, self.remarks = stored_quantizers(start, self.model, quant)
             qat.quantize(self.model, begin=self.stored is None)
-            if self.stored is not None:
-                load_quantizer_buffers(self.model, self.stored)
         for method in self.methods:
             method.prepare(self.model)
+        if self.stored is not None:
+            load_quantizer_buffers(self.model, self.stored)
         for method in self.methods:
             if method is not kurtosis or qat is None:
                 method.attach(self.model, pretrained)

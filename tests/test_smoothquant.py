@@ -16,7 +16,7 @@ from ernie_kqat.export import program
 from ernie_kqat.methods.smoothquant import SmoothQuant, activation_peaks, smoothing
 from ernie_kqat.models.loading import load_classifier
 from ernie_kqat.quantizers import numeric
-from ernie_kqat.quantizers.attach import fp32_copy, quantized_linears, weight_of
+from ernie_kqat.quantizers.attach import add_smoothing, fp32_copy, quantized_linears, smooth, weight_of
 from ernie_kqat.restore import restore_folder, restore_run
 from ernie_kqat.tokenizer import load_tokenizer
 from ernie_kqat.trainer import train
@@ -139,6 +139,16 @@ def test_deployed_it_equals_its_simulation_with_one_quantize_operator_for_q_k_v(
     kinds = [op.type for op in block.ops]
     assert kinds.count("quantize") == 2 * 4 + 2  # q k v, out, linear1, linear2; pooler, classifier
     assert kinds.count("elementwise_mul") == 2 * 3  # q k v, linear1, linear2
+
+
+def test_a_smoothed_weight_is_split_anew(tiny_ernie):
+    model = quantized(outliers(tiny_ernie), weight={"quantizer": "binary", "bits": 1, "split": True})
+    layer = quantized_linears(model)[f"{LAYER}.linear1"]
+    add_smoothing(layer)
+    smooth(layer, np.linspace(0.5, 2, layer.weight.shape[0]).astype(np.float32))
+    halves = numeric.split_ternary(weight_of(layer).numpy(), "channel")
+    difference = layer._fake_quant_weight.difference.numpy()
+    np.testing.assert_allclose(difference, halves[0] - halves[1], rtol=1e-5, atol=1e-7)
 
 
 def test_it_is_stored_and_restored_with_the_quantizers(tmp_path, tiny_ernie, tiny_task):

@@ -209,6 +209,7 @@ def test_a_split_run_goes_on_from_a_split_run_as_it_was_left(tmp_path, tiny_erni
         ({"kind": "binary"}, "weight.split was True, is False"),
         ({"bits": 4}, "activation.bits was 8, is 4"),
         ({"layers": [["classifier", "skip"]]}, "classifier: weight.quantizer was binary, is None"),
+        ({"embedding": {}}, "embedding was None"),
         ({"alone": True}, "its run, which says their plan, is not around it"),
     ],
 )
@@ -221,6 +222,7 @@ def test_quantizers_of_another_plan_are_not_taken_over(tmp_path, tiny_ernie, tin
         "weight": {"granularity": "tensor", **OPTIONS[change.get("kind", "split")]},
         "activation": {"bits": change.get("bits", 8)},
         "layers": change.get("layers"),
+        "embedding": change.get("embedding"),
     }
     train(settings(tmp_path, best, tiny_task, "second", Slim={"quant": quant}, Train={"epochs": 0}))
     log = (tmp_path / "second/train.log").read_text()

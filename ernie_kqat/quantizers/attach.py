@@ -151,8 +151,10 @@ def take_smoothing_in(layer: QuantizedLinear) -> None:
 
 def begin_again(layer: QuantizedLinear) -> None:
     """Set the weight quantizer's state to what it would be if it were built for the weight of now."""
-    quantizer = layer._fake_quant_weight
-    quantizer.set_state_dict(type(quantizer)(quantizer.options, weight_of(layer)).state_dict())
+    quantizer, weight = layer._fake_quant_weight, weight_of(layer)
+    new = type(quantizer)(quantizer.options, weight)
+    new.begin(weight)
+    quantizer.set_state_dict(new.state_dict())
 
 
 def fp32_copy(model: paddle.nn.Layer) -> paddle.nn.Layer:
