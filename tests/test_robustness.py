@@ -228,3 +228,11 @@ def test_another_tools_file_is_refused(tmp_path):
         rows.Rows(tmp_path / "r.json", "robustness")
     with pytest.raises(UserError, match="not a result of tools/robustness.py"):
         robustness.sections({})
+
+
+@pytest.mark.parametrize("weight", [{"quantizer": "ternary", "bits": 2}, {"quantizer": "binary", "bits": 1}])
+def test_weights_that_are_not_rounded_to_the_nearest_step_are_refused(folder, tiny_task, weight):
+    quant = config.Quant(weight=config.WeightQuant(**weight))
+    bench = open_workbench(folder, tiny_task, quant)
+    with pytest.raises(UserError, match="only weights rounded to the nearest step can be measured"):
+        bench.on_own_grid()

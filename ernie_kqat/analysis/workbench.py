@@ -59,7 +59,14 @@ class Workbench:
         return self._score(self._logits(weights, activations))
 
     def on_own_grid(self, names: Collection[str] | None = None, factor: float = 1.0) -> dict[str, np.ndarray]:
-        """The weights on the grids of their own quantizers, `factor` x step; default: every layer's."""
+        """The weights on the grids of their own quantizers, `factor` x step; default: every layer's.
+
+        Raises UserError for a quantizer that does not take the nearest point of its grid.
+        """
+        for name, layer in self.layers.items():
+            if not layer._fake_quant_weight.nearest:
+                kind = layer._fake_quant_weight.options.quantizer
+                raise UserError(f"{name}: quantizer {kind}: only weights rounded to the nearest step can be measured")
         return {
             name: numeric.on_grid(
                 self.weights[name], self.steps[name] * np.float32(factor), numeric.qmax(self.bits[name])
