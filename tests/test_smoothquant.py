@@ -164,10 +164,14 @@ def test_it_is_stored_and_restored_with_the_quantizers(tmp_path, tiny_ernie, tin
     plain = restore_folder(tmp_path / "run/best_model")  # still the fp32 model, but for the biases
     before = logits_of(restore_folder(tiny_ernie).model, split, 0)
     assert np.abs(logits_of(plain.model, split, 0) - before).max() < 0.1 * before.std()
+    deployed = {}
+    for name, one in quantized_linears(restored.model).items():
+        q, step = one._fake_quant_weight.integers(weight_of(one))
+        deployed[name] = q.astype(np.float32) * step
     bench = Workbench(restored, split)
-    quantized_again = bench.measure(bench.on_own_grid(), bench.layers)
-    assert quantized_again.accuracy == summary["accuracy"]
-    assert quantized_again.rms_over_std < 0.1
+    for name, weight in bench.on_own_grid().items():
+        np.testing.assert_array_equal(weight, deployed[name])
+    assert bench.measure(deployed, bench.layers).accuracy == summary["accuracy"]
 
 
 def test_switched_off_it_is_bit_identical_to_its_absence(tmp_path, tiny_ernie, tiny_task):
