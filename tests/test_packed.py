@@ -12,6 +12,8 @@ import numpy as np
 import paddle
 import pytest
 from artifacts import make_artifact, random_rows
+from asking import ask
+from running import serve
 
 from ernie_kqat import Predictor, UserError, artifact, config, files, quantizers, strict
 from ernie_kqat.config import WeightQuant
@@ -442,3 +444,11 @@ def test_the_tools_take_it(tool, packed, tiny_int8, tiny_task, tmp_path):
     code, _, err = tool("pack", "--model", tmp_path / "a.kqat", "--output", tiny_task)
     assert code == 2
     assert "exists and is no artifact" in err
+
+
+def test_it_is_served(packed, tiny_int8):
+    texts = ["a good film", "a very dull plot"]
+    with serve(packed) as running:
+        _, _, value = ask(running.http, {"texts": texts, "logits": True})
+    expected = [one.logits for one in Predictor(tiny_int8).predict(texts)]
+    np.testing.assert_allclose([row["logits"] for row in value["predictions"]], expected, atol=1e-5)
