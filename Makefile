@@ -32,6 +32,8 @@ lint: venv
 lock:
 	uv pip compile --universal --python-version 3.9 --generate-hashes --no-header --quiet requirements.in -o requirements.lock
 	uv pip compile --universal --python-version 3.9 --generate-hashes --no-header --quiet requirements-serving.in -o requirements-serving.lock
+	for peer in openvino onnxruntime; do uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
+	  ernie_kqat/peers/$$peer.in -o ernie_kqat/peers/$$peer.lock; done
 
 native: venv
 	$(BIN)/python tools/build_native.py

@@ -16,7 +16,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ernie_kqat", "ernie_kqat.*"]),
-    package_data={"ernie_kqat.serving": ["page.html", "ernie_kqat.proto"], "ernie_kqat.native": ["*.cc", "*.h"]},
+    package_data={
+        "ernie_kqat.serving": ["page.html", "ernie_kqat.proto"],
+        "ernie_kqat.native": ["*.cc", "*.h"],
+        "ernie_kqat.peers": ["*.lock"],
+    },
     python_requires=">=3.9,<3.12",
     install_requires=[
         "paddlepaddle==2.6.2",

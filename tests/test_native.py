@@ -23,6 +23,7 @@ from tiny_ernie import make_tiny_ernie
 from ernie_kqat import KurtosisQAT, Predictor, UserError, artifact, native
 from ernie_kqat.export import native as export_native
 from ernie_kqat.models.loading import load_classifier
+from ernie_kqat.quantizers.attach import add_smoothing, input_of, quantized_linears, smooth
 
 COMPILER = os.environ.get("CXX", "g++")
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler here")
@@ -51,11 +52,16 @@ needs_fast = pytest.mark.skipif(
 )
 
 
-def quantized(folder, options=None, **shape):
-    """A calibrated tiny ERNIE in eval mode."""
+def quantized(folder, options=None, smoothed=False, **shape):
+    """A calibrated tiny ERNIE in eval mode; `smoothed`: every Linear but attention's last, by factors of its own input."""
     model = load_classifier(str(make_tiny_ernie(folder, **shape)), shape.get("num_labels", 2))
     KurtosisQAT(options or {}).quantize(model)
     model.eval()
+    for name, layer in quantized_linears(model).items() if smoothed else ():
+        if not name.endswith("out_proj"):
+            add_smoothing(layer)
+            seed = len(input_of(name)) + layer.weight.shape[0]
+            smooth(layer, np.random.default_rng(seed).uniform(0.7, 1.4, layer.weight.shape[0]).astype(np.float32))
     ids, types = batch_of(random_rows(16, model.config.vocab_size, seed=1))
     return calibrated(model, paddle.to_tensor(ids), paddle.to_tensor(types))
 
@@ -92,11 +98,13 @@ OPTIONS = {
     "own range for keys": {"layers": [["k_proj", {"activation": {"bits": 7}}]]},
     "offsets": {"layers": [[".", {"activation": LSQ_PLUS}]]},
 }
+SMOOTHED = {"smoothed": {}, "smoothed, odd widths": SHAPES["odd head width, odd hidden"]}
 
 
-@pytest.mark.parametrize("name", [*SHAPES, *OPTIONS])
+@pytest.mark.parametrize("name", [*SHAPES, *OPTIONS, *SMOOTHED])
 def test_every_instruction_set_computes_the_simulation(core, tmp_path, name):
-    model = quantized(tmp_path / "m", OPTIONS.get(name), **SHAPES.get(name, {}))
+    shape = {**SHAPES, **SMOOTHED}.get(name, {})
+    model = quantized(tmp_path / "m", OPTIONS.get(name), name in SMOOTHED, **shape)
     encoder = Core(core, case_of(model))
     ids, types = batch_of(random_rows(40, model.config.vocab_size, seed=2))
     expected = simulated(model, ids, types)
@@ -147,6 +155,9 @@ def test_wrong_ids_and_broken_contents_are_refused(core, tmp_path):
         for changed in (case[name][:-1], np.append(case[name], case[name][:1])):
             with pytest.raises(ValueError, match="the program holds"):
                 Core(core, {**case, name: changed}).logits(one, one)
+    for kind in (-1, 3, 4):  # 3: smoothed like the Linear before, of which there is none
+        with pytest.raises(ValueError, match="a Linear of the program is"):
+            Core(core, {**case, "exact": np.full_like(case["exact"], kind)}).logits(one, one)
     for index in range(8):
         for number in (-5, 0, 2**31 - 1):
             shape = case["shape"].copy()
@@ -161,6 +172,10 @@ def test_what_it_cannot_compute_is_refused_at_export(tmp_path):
     for layer in model.ernie.encoder.layers:
         layer.activation = paddle.nn.functional.silu
     with pytest.raises(UserError, match="Export.engine: native: activation silu; it has gelu, relu"):
+        export_native.contents(model)
+    model = quantized(tmp_path / "m", {})
+    add_smoothing(quantized_linears(model)["ernie.encoder.layers.0.self_attn.out_proj"])
+    with pytest.raises(UserError, match="Export.engine: native: it smooths no attention output"):
         export_native.contents(model)
 
 

@@ -12,13 +12,19 @@ from ernie_kqat.errors import UserError, run_tool
 EPILOG = """examples:
   python tools/benchmark.py -c configs/quickstart.yaml
   python tools/benchmark.py --model output/RUN/inference --data dev.tsv
-  python tools/benchmark.py --model INT8 --model FP32 --data dev.tsv --repeats 9 --json result.json
+  python tools/benchmark.py --model INT8 --model FP32 --data dev.tsv --repeats 9 --output result.json
+  python tools/benchmark.py --model FP32_FOLDER --data DIR --against openvino,onnxruntime,paddleslim --output results.json
 
 DATA is a file (.tsv .csv .jsonl, or .txt with a sentence a line) or a folder with a dev file. Labels are not needed. The
 models take turns, pass by pass, so that what else the machine does falls on all of them. Give the same model twice to see
 the noise.
 `spread` is (slowest pass - fastest pass) / median: smaller differences mean nothing. Tokenization is not included.
-The last line of the output is JSON with all figures, the machine and the versions."""
+The last line of the output is JSON with all figures, the machine and the versions.
+
+--against: the model is an fp32 folder (of PaddleNLP), DIR has train and dev files. Every engine is made of that one model,
+the INT8 ones calibrated on the same rows, ours by SmoothQuant unless -c or -o say another Slim section; then they take turns
+over batches of 1, 8 and 32 sentences, of natural and of fixed length. Peers are installed at first use, each into a virtual
+environment of its own. FILE.svg beside --output FILE.json is the figure."""
 
 
 def main() -> None:
@@ -33,7 +39,7 @@ def main() -> None:
     parser.add_argument("--text", metavar="COLUMN", help="column of the sentence, if it is not found by its name")
     parser.add_argument("--text-pair", metavar="COLUMN", help="column of the second sentence, likewise")
     parser.add_argument(
-        "--rows", type=int, default=1000, metavar="N", help="the first N rows of the file (default 1000)"
+        "--rows", type=int, metavar="N", help="the first N rows of the file (default 1000; 256 with --against)"
     )
     parser.add_argument(
         "--batch", action="append", type=int, metavar="N", help="a batch size; may be repeated (default 1 and 32)"
@@ -43,10 +49,17 @@ def main() -> None:
     parser.add_argument(
         "--engine", action="append", choices=["auto", "paddle", "native"], help="of each --model, in turn"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument(
+        "--against", metavar="PEERS", help="race peers: of openvino, onnxruntime, paddleslim; with commas"
+    )
+    parser.add_argument("--output", "--json", metavar="FILE", help="also write the figures to FILE")
     arguments = parser.parse_args()
+    if arguments.against is not None:
+        race(parser, arguments)
+        return
     if arguments.engine and len(arguments.engine) != len(arguments.model or [""]):
         parser.error("--engine: give none, or one for each --model")
+    arguments.rows = 1000 if arguments.rows is None else arguments.rows
     if arguments.rows < 1:
         parser.error(f"--rows {arguments.rows} is under 1")
     arguments.model = arguments.model or [cli.artifact_of(arguments)]
@@ -56,9 +69,35 @@ def main() -> None:
     sizes = sorted(set(arguments.batch or [1, 32]))
     result = measure(arguments, sizes)
     print("\n".join(table(result["models"], sizes)))
-    if arguments.json:
-        files.write_json(arguments.json, result)
+    if arguments.output:
+        files.write_json(arguments.output, result)
     print(json.dumps(result, ensure_ascii=False))
+
+
+def race(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """--against."""
+    if not arguments.model or len(arguments.model) != 1 or not arguments.data:
+        parser.error("--against: needs one --model FP32_FOLDER and --data DIR")
+    if arguments.batch or arguments.engine:
+        parser.error("--against: has batches and engines of its own; leave --batch and --engine out")
+    from ernie_kqat.peers import candidates, report
+    from ernie_kqat.peers.race import run
+
+    slim = cli.settings(arguments).Slim
+    found = run(
+        arguments.model[0],
+        arguments.data,
+        [peer for peer in arguments.against.split(",") if peer],
+        slim if slim.quant else candidates.RECIPE,
+        arguments.rows or 256,
+        arguments.repeats,
+        arguments.threads,
+    )
+    print("\n".join(report.table(found)))
+    if arguments.output:
+        files.write_json(arguments.output, found)
+        report.draw(found, str(Path(arguments.output).with_suffix(".svg")))
+    print(json.dumps(found["summary"]))
 
 
 def measure(arguments: argparse.Namespace, sizes: list[int]) -> dict:

@@ -72,14 +72,22 @@ def export_folder(
     restored = restore_folder(folder, config.Data(max_length=max_length))
     tokenizer = load_tokenizer(restored.vocabulary)
     rows = _split(_train_file(Path(calibration)), tokenizer, restored)
-    restored = restored.quantized(quant)
-    for method in methods.values():
-        method.attach(restored.model, lambda: pretrained_matrices(folder))
-    calibrate_rows(restored, rows, seed, list(methods.values()))
-    lines = [line for method in methods.values() for line in method.plan()]
-    restored = replace(restored, plan=(*restored.plan, *lines))
+    restored = calibrated(restored, rows, quant, methods, seed)
     split = _split(Path(data or calibration), tokenizer, restored, rows=limits.samples)
     return export(restored, split, tokenizer, output, limits)
+
+
+def calibrated(
+    restored: Restored, rows: Split, quant: config.Quant, methods: Mapping[str, Method], seed: int
+) -> Restored:
+    """PTQ of an fp32 model, in place: quantizers and methods (Slim.methods) attached, ranges set by `rows`."""
+    source = restored.fp32
+    restored = restored.quantized(quant)
+    for method in methods.values():
+        method.attach(restored.model, lambda: pretrained_matrices(source))
+    calibrate_rows(restored, rows, seed, list(methods.values()))
+    lines = [line for method in methods.values() for line in method.plan()]
+    return replace(restored, plan=(*restored.plan, *lines))
 
 
 def export(restored: Restored, split: Split, tokenizer, output: str, limits: config.Export) -> dict[str, Any]:

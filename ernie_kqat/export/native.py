@@ -21,6 +21,7 @@ from .program import static_mode
 LANES, WIDTH = 16, 64
 ACTIVATIONS = {"gelu": 1, "relu": 2}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+FLOAT, INT8, SMOOTHED, SMOOTHED_ALIKE = range(4)  # encoder.h's Exact
 
 
 @dataclass
@@ -112,6 +113,7 @@ class _Packer:
     hidden: int
     heads: int
     head_width: int
+    smoothing: np.ndarray | None = None  # of the last Linear that has any
 
     def norm(self, to: Contents, layer: paddle.nn.LayerNorm) -> None:
         to.epsilon.append(float(layer._epsilon))
@@ -125,7 +127,8 @@ class _Packer:
         weight = layer.weight.numpy()
         bias = np.zeros(weight.shape[1], np.float32) if layer.bias is None else layer.bias.numpy()
         grid = self.grids.get(layer.weight.name)
-        to.exact.append(int(grid is not None))
+        smoothing = _smoothing(layer)
+        to.exact.append(self._kind(to, grid, smoothing, from_heads))
         to.rounding += _rounding(layer, grid)
         if grid is None:
             to.floats.append(_panels(self._placed(weight * factor, to_heads, from_heads), 1))
@@ -139,6 +142,20 @@ class _Packer:
             to.shifts.append(128 * q.sum(axis=0, dtype=np.int32))
             to.floats.append(self._placed(steps[None], to_heads, False, rows=False)[0])
         to.floats.append(self._placed((bias * factor)[None], to_heads, False, rows=False)[0])
+
+    def _kind(self, to: Contents, grid: LayerGrid | None, smoothing: np.ndarray | None, from_heads: bool) -> int:
+        """A value of encoder.h's Exact; smoothing that the Linear before has not got goes to the floats."""
+        if grid is None:
+            return FLOAT
+        if smoothing is None:
+            return INT8
+        if from_heads:
+            raise UserError("Export.engine: native: it smooths no attention output; let its factors go into the values")
+        if self.smoothing is not None and np.array_equal(self.smoothing, smoothing):
+            return SMOOTHED_ALIKE
+        self.smoothing = smoothing
+        to.floats.append(_padded(smoothing, WIDTH))
+        return SMOOTHED
 
     def _placed(self, matrix: np.ndarray, to_heads: bool, from_heads: bool, rows: bool = True) -> np.ndarray:
         """The matrix with its columns (and rows) padded, and where they are heads, each head."""
@@ -159,14 +176,15 @@ def _rounding(layer, grid: LayerGrid | None) -> list[float]:
     """1 / step, offset and bounds of the input, in the integers of encoder.h."""
     if grid is None:
         return [1.0, 0.0, 0.0, 0.0]
-    fit = layer.fit if isinstance(layer, FittedLinear) else None
-    if fit is not None and fit.smoothing is not None:
-        raise UserError(
-            "Export.engine: native: it has no operation for Slim.smoothquant; say paddle, or leave smoothing out"
-        )
-    offset = 0.0 if fit is None else fit.offset
+    offset = layer.fit.offset if isinstance(layer, FittedLinear) else 0.0
     high = numeric.qmax(grid.activation_bits)
     return [float(np.float32(1) / np.float32(grid.activation_step)), float(offset), float(-high - 1), float(high)]
+
+
+def _smoothing(layer) -> np.ndarray | None:
+    """What each feature of the layer's input is multiplied by, [in]."""
+    smoothing = layer.fit.smoothing if isinstance(layer, FittedLinear) else None
+    return None if smoothing is None else smoothing.factor.numpy()
 
 
 def _padded(values: np.ndarray, multiple: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def save_fp32(model: paddle.nn.Layer, path: Path, input_spec: list | None = None
         if hasattr(layer, "simulated_only"):
             raise UserError(f"{name}: {layer.simulated_only}; nothing is exported")
     model.eval()
-    with _quiet():
+    with quiet():
         static = paddle.jit.to_static(model, input_spec=input_spec or default_spec(), full_graph=True)
         paddle.jit.save(static, str(path))
     path.with_name(f"{path.name}.pdiparams.info").unlink(
@@ -74,7 +74,7 @@ def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid]) -> Non
     A Linear without a grid stays in fp32. Raises RuntimeError if a grid finds no `fc` of its name: an internal error,
     because the program would silently compute that layer in fp32.
     """
-    with static_mode(), _quiet():
+    with static_mode(), quiet():
         scope = core.Scope()
         with paddle.static.scope_guard(scope):
             executor = paddle.static.Executor(paddle.CPUPlace())
@@ -163,7 +163,7 @@ def static_mode() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what Paddle's C++ passes print (100 lines an export) unless the export fails: then it is shown."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,9 +18,19 @@ class Reader {
   Linear linear(int in, int out) {
     require(linears_ < c_.exact.size(), "the program holds too few Linears");
     const float* numbers = c_.rounding.data() + 4 * linears_;
-    const bool exact = c_.exact[linears_++] != 0;
-    Linear linear = {in, out, nullptr, nullptr, nullptr, nullptr, nullptr, {numbers[0], numbers[1], numbers[2], numbers[3]}};
-    if (exact) {
+    const int number = c_.exact[linears_++];
+    require(number >= 0 && number <= int(Exact::smoothed_alike), "a Linear of the program is of a kind that is not known");
+    const Exact exact = Exact(number);
+    Linear linear = {in, out, nullptr, nullptr, nullptr, nullptr, nullptr, {numbers[0], numbers[1], numbers[2], numbers[3], nullptr}};
+    if (exact == Exact::smoothed) {
+      smoothing_ = floats(in);
+      smoothed_ = in;
+    }
+    if (exact == Exact::smoothed || exact == Exact::smoothed_alike) {
+      require(smoothed_ == in, "a Linear of the program is smoothed like one of another width");
+      linear.rounding.smoothing = smoothing_;
+    }
+    if (exact != Exact::no) {
       linear.integers = take(c_.integers, c_.integer_count, integers_, int64_t(in) * out);
       linear.shifts = take(c_.shifts, c_.shift_count, shifts_, out);
       linear.steps = floats(out);
@@ -57,6 +67,8 @@ class Reader {
   const Contents& c_;
   size_t linears_ = 0, norms_ = 0;
   int64_t integers_ = 0, floats_ = 0, shifts_ = 0;
+  const float* smoothing_ = nullptr;
+  int smoothed_ = 0;  // width of smoothing_
 };
 
 constexpr int MOST = 1 << 20;  // of any width: products of two of them stay far from overflow

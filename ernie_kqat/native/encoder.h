@@ -15,11 +15,13 @@ constexpr int WIDTH = 64;  // bytes of it: what one step of an INT8 kernel reads
 
 constexpr int padded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 
-// q = clip(round half to even((x - offset) * inverse_step), low, high); kept in memory as q + 128, a byte.
+// q = clip(round half to even((x * smoothing - offset) * inverse_step), low, high); kept in memory as q + 128, a byte.
 struct Rounding {
   float inverse_step, offset, low, high;
+  const float* smoothing;  // [in] of each feature; null: all 1
   bool operator==(const Rounding& other) const {
-    return inverse_step == other.inverse_step && offset == other.offset && low == other.low && high == other.high;
+    return inverse_step == other.inverse_step && offset == other.offset && low == other.low && high == other.high &&
+           smoothing == other.smoothing;
   }
 };
 
@@ -57,10 +59,13 @@ struct Encoder {
   Linear pooler, classifier;
 };
 
+// How a Linear computes: in floats; in INT8; in INT8 on an input that is smoothed, by factors of its own or those of the Linear before.
+enum class Exact { no, yes, smoothed, smoothed_alike };
+
 // What a program holds: every number of the model, in the order in which `assemble` reads it (ernie_kqat/export/native.py).
 struct Contents {
   std::vector<int> shape;       // hidden, heads, head_width, intermediate, classes, layers, activation, pad_token
-  std::vector<int> exact;       // 1 for each INT8 Linear, 0 for a float one: query, key, value, out, up, down of a layer, ...
+  std::vector<int> exact;       // of each Linear, query, key, value, out, up, down of a layer, ...: a value of Exact
   std::vector<float> rounding;  // 4 for each Linear
   std::vector<float> epsilon;   // 1 for each Norm
   const float *words, *places, *kinds;

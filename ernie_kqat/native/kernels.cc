@@ -18,6 +18,8 @@ INLINE Floats activated(Floats x) {
   return x;
 }
 
+INLINE Floats smoothed(Floats x, const float* factors, int at) { return factors ? x * load<Floats>(factors + at) : x; }
+
 INLINE void put(Floats value, const Sink& sink, const Roundings& rounding, int64_t index) {
   if (sink.bytes) {
     store(sink.bytes + index, quantized(value, rounding));
@@ -151,7 +153,8 @@ class Pending {
     } else {
       value = load<Floats>(static_cast<const float*>(tile_) + index) + load<Floats>(linear_.bias + at);
     }
-    put(activated<activation>(value), sink_, rounding_, int64_t(first_ + row) * sink_.stride + at);
+    value = smoothed(activated<activation>(value), sink_.rounding.smoothing, at);
+    put(value, sink_, rounding_, int64_t(first_ + row) * sink_.stride + at);
   }
 
   const Linear linear_;
@@ -213,7 +216,8 @@ void product(const Linear& linear, const uint8_t* bytes, const float* reals, int
 
 void quantize(const float* row, int width, const Rounding& rounding, uint8_t* bytes) {
   const Roundings all_lanes(rounding);
-  for (int at = 0; at < width; at += LANES) store(bytes + at, quantized(load<Floats>(row + at), all_lanes));
+  for (int at = 0; at < width; at += LANES)
+    store(bytes + at, quantized(smoothed(load<Floats>(row + at), rounding.smoothing, at), all_lanes));
 }
 
 INLINE Floats first_lanes(Floats x, int count) {
