@@ -104,15 +104,27 @@ def rewrite(source: Path, target: Path, change: Change) -> None:
         with paddle.static.scope_guard(scope):
             executor = paddle.static.Executor(paddle.CPUPlace())
             program, feeds, fetches = paddle.static.load_inference_model(str(source), executor)
+            outputs = [_without_scale(program.global_block(), fetch.name) for fetch in fetches]
             changed = change(program, scope)
             block = changed.global_block()
             paddle.static.save_inference_model(
                 str(target),
                 [block.var(name) for name in feeds],
-                [block.var(fetch.name) for fetch in fetches],
+                [block.var(name) for name in outputs],
                 executor,
                 program=changed,
             )
+
+
+def _without_scale(block: paddle.static.Block, output: str) -> str:
+    """Take out the multiplication by 1 that Paddle saves before each output, and return what it multiplied.
+
+    Saving again adds one of the same name. Beside the first it would overwrite its own input, which TensorRT refuses.
+    """
+    (at,) = [index for index, op in enumerate(block.ops) if op.type == "scale" and op.output("Out") == [output]]
+    scaled = block.ops[at].input("X")[0]
+    block._remove_op(at)
+    return scaled
 
 
 def _apply(graph: IrGraph, name: str, **attributes) -> None:

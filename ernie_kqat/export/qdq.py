@@ -8,6 +8,7 @@ nothing else. Both operators round half to even and saturate at -128 and 127, in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,9 +116,10 @@ class _Inserter:
 def broken_rules(path: Path, linears: int) -> list[str]:
     """What in a saved QDQ program TensorRT's rules forbid; `linears`: how many Linears it quantizes.
 
-    The rules (NVIDIA TensorRT documentation, working with quantized types; operators Quantize and Dequantize): scales are positive
-    build-time constants, zero points are 0, activations have one scale, weights one or one for each output channel, weights are in
-    -127..127, both inputs of a matmul are quantized or none, and nothing but matmuls reads what was dequantized.
+    The rules (NVIDIA's TensorRT documentation, "Working with quantized types", operators Quantize and Dequantize): scales are
+    positive build-time constants, zero points are 0, activations have one scale, weights one or one for each output channel,
+    weights are in -127..127, both inputs of a matmul are quantized or none, nothing but matmuls reads what was dequantized, and
+    a tensor is written once.
     """
     with program.static_mode():
         scope = core.Scope()
@@ -144,6 +146,8 @@ class _Rules:
                 quantized += all(inputs)
                 if any(inputs) and not all(inputs):
                     yield f"{MATMUL} of {op.input('X')[0]}: one of its inputs is not quantized"
+        written = Counter(name for op in self.ops for name in op.output_arg_names if op.type not in ("feed", "fetch"))
+        yield from (f"{name} is written {times} times" for name, times in written.items() if times > 1)
         if quantized != linears:
             yield f"{quantized} matmuls are quantized, not {linears}"
 
