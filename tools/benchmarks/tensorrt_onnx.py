@@ -11,23 +11,22 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import ernie_kqat  # noqa: F401  before Paddle
 import numpy as np
 import onnx
 import paddle
 from onnx import TensorProto, helper, numpy_helper
 from paddle.base import core
 
+import ernie_kqat  # noqa: F401  before Paddle
 from ernie_kqat import artifact, shapes
 from ernie_kqat.data.readers import read_examples
 from ernie_kqat.errors import UserError, run_tool
 from ernie_kqat.evaluate import comparison
 from ernie_kqat.export import program
-from ernie_kqat.predictor import INPUTS, Predictor
+from ernie_kqat.predictor import Predictor
 
 OPSET = 20  # Gelu is an operator from here on
 PYTHON = Path(__file__).parents[2] / ".venv-onnx/bin/python"
@@ -223,7 +222,15 @@ def compare(folder: Path, rows: list, python: Path) -> dict:
         "quantize": kinds.count("QuantizeLinear"),
         "dequantize": kinds.count("DequantizeLinear"),
         **comparison(np.concatenate(logits), reference),
+        "margin_over_std": _margin(np.concatenate(logits), reference),
     }
+
+
+def _margin(logits: np.ndarray, reference: np.ndarray) -> float:
+    """How far apart the two likeliest labels are, at most, where the two engines choose different ones, over the logits' std."""
+    best = np.sort(reference, axis=1)
+    margin = (best[:, -1] - best[:, -2]) * (logits.argmax(axis=1) != reference.argmax(axis=1))
+    return float(margin.max() / reference.std())
 
 
 def main() -> int:
