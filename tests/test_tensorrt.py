@@ -21,6 +21,7 @@ from ernie_kqat.export import program, qdq
 from ernie_kqat.export.exporter import write_unverified
 from ernie_kqat.models.loading import load_classifier
 from ernie_kqat.quantizers import attach
+from ernie_kqat.serving import nursery
 
 ROOT = Path(__file__).parents[1]
 ONNX_PYTHON = Path(os.environ.get("ONNX_PYTHON", ROOT / ".venv-onnx/bin/python"))
@@ -445,3 +446,9 @@ def test_onnx_runtime_gives_the_same_answers(tiny_trt, tool_onnx):
     assert found["margin_over_std"] == 0.0
     assert found["rms_over_std"] < 0.03
     assert (found["quantize"], found["dequantize"]) == (10, 24)
+
+
+def test_nothing_of_tensorrt_is_loaded_before_the_fork(tiny_trt):
+    asked = {"models": [{"folder": str(tiny_trt), "version": "any"}], "threads": 1}
+    assert nursery._load_shared(asked) is None
+    assert nursery._load_all(asked)[1].endswith("start it again")
