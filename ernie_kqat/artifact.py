@@ -14,6 +14,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL, PARAMS = "inference.pdmodel", "inference.pdiparams"
 NATIVE = "native"  # folder of the native program, and the manifest's key for the name of its output; many have none
+TENSORRT = "tensorrt_int8"  # the manifest's engine of a program for TensorRT
+SHAPES = "shapes.pbtxt"  # the shapes that such a program is made ready for
 SERVING_CONF = "serving_server_conf.prototxt"
 REQUIRED = (
     "engine",

@@ -155,6 +155,7 @@ class Export:
     samples: Optional[int] = number(None, 1, 10**9, "rows of the verification data to use; default: all")
     min_agreement: float = number(0.995, 0.0, 1.0, "deployed against simulated labels; under it the export refuses")
     max_rms_over_std: float = number(0.03, 0.0, 1.0, "rms logit difference over logit std; over it the export refuses")
+    target: Literal["onednn", "tensorrt"] = option("onednn", "tensorrt: a program for NVIDIA GPUs (docs/tensorrt.md)")
     engine: Literal["paddle", "native"] = option(
         "paddle", "native: also a program of our own operator, which is faster and needs to be built (docs/native.md)"
     )

@@ -15,12 +15,12 @@ import numpy as np
 import paddle.inference
 from paddle.base import core
 
-from . import artifact, machine, native, shapes
+from . import artifact, machine, native, shapes, tensorrt
 from .errors import UserError
 from .packed.expand import folder_of
 from .tokenizer import Encoded, lacks_text, load_tokenizer
 
-ENGINES = ("onednn_int8", "fp32")
+ENGINES = ("onednn_int8", artifact.TENSORRT, "fp32")
 CHOICES = ("auto", "native", "paddle")
 INPUTS = ("input_ids", "token_type_ids")
 KEEP_EVERY_SHAPE = 0  # Paddle's word for a primitive cache without limit; there are few shapes
@@ -45,7 +45,8 @@ class Predictor:
     Safe to use from many threads: each call borrows an inference predictor of its own from a pool that grows to the
     number of calls that ever ran at once; they share the weights. `threads` is the number of cores one call may use.
     `engine`: `native` runs the artifact's native program, `paddle` the plain one, `auto` the native one where it can.
-    The attribute of that name says which it is.
+    The attribute of that name says which it is. The program of a TensorRT artifact runs in TensorRT (`auto`), or by `paddle` as
+    it is written on the CPU: right and slow, for verification.
 
     Raises UserError for a folder that is no artifact or was changed, for an artifact whose verification failed or was
     never made (unless `allow_unverified`), and for an engine that this Paddle, this machine or the artifact lacks.
@@ -129,6 +130,8 @@ class Predictor:
         # Longest first: least padding, and the largest batch meets an empty allocator, whose blocks the others reuse.
         order = sorted(range(len(rows)), key=lambda index: -rows[index].shape[1])
         size = batch_size if self.engine == "native" else 1 << (batch_size.bit_length() - 1)
+        if self.engine == "tensorrt":
+            size = min(size, tensorrt.ROWS)
         with self._engine() as engine:
             for start in range(0, len(rows), size):
                 chosen = order[start : start + size]
@@ -201,12 +204,17 @@ def _load(folder: Path, manifest: dict[str, Any], threads: int, engine: str) -> 
         native.load()
         folder, output = folder / artifact.NATIVE, manifest[artifact.NATIVE]["output"]
     config = paddle.inference.Config(str(folder / artifact.MODEL), str(folder / artifact.PARAMS))
-    config.disable_gpu()
     config.disable_glog_info()
-    config.enable_mkldnn()  # for fp32 too: the fair baseline
-    config.set_mkldnn_cache_capacity(KEEP_EVERY_SHAPE)
     config.set_cpu_math_library_num_threads(threads)
-    config.enable_memory_optim()
+    if engine == "tensorrt":
+        tensorrt.configure(config, folder)
+    elif manifest["engine"] == artifact.TENSORRT:
+        tensorrt.configure_reference(config)
+    else:
+        config.disable_gpu()
+        config.enable_mkldnn()  # for fp32 too: the fair baseline
+        config.set_mkldnn_cache_capacity(KEEP_EVERY_SHAPE)
+        config.enable_memory_optim()
     predictor = paddle.inference.create_predictor(config)
     for what, needed, found in (
         ("inputs", INPUTS, predictor.get_input_names()),
@@ -218,7 +226,7 @@ def _load(folder: Path, manifest: dict[str, Any], threads: int, engine: str) -> 
 
 
 def choose_engine(folder: Path, manifest: dict[str, Any], engine: str) -> str:
-    """`native` or `paddle`, of what `engine` allows: `auto`, `native` or `paddle`."""
+    """`native`, `paddle` or `tensorrt`, of what `engine` allows: `auto`, `native` or `paddle`."""
     if engine not in CHOICES:
         raise UserError(f"engine: {engine!r} is not one of {', '.join(CHOICES)}")
     if engine == "paddle":
@@ -226,6 +234,11 @@ def choose_engine(folder: Path, manifest: dict[str, Any], engine: str) -> str:
     if not artifact.is_native(manifest):
         if engine == "native":
             raise UserError(f"{folder}: holds no native program: export it with -o Export.engine=native")
+        if manifest["engine"] == artifact.TENSORRT:
+            reason = tensorrt.why_not()
+            if reason:
+                raise UserError(f"{folder}: a program for TensorRT: {reason}")
+            return "tensorrt"
         return "paddle"
     reason = native.why_not()
     if reason and engine == "native":
@@ -238,7 +251,7 @@ def choose_engine(folder: Path, manifest: dict[str, Any], engine: str) -> str:
 def check_engine(folder: Path, engine: str) -> None:
     if engine not in ENGINES:
         raise UserError(f"{folder}: engine {engine!r} is not one of {', '.join(ENGINES)}")
-    if not core.is_compiled_with_mkldnn():
+    if engine != artifact.TENSORRT and not core.is_compiled_with_mkldnn():
         raise UserError(f"{folder}: needs a Paddle with oneDNN, and this one has none (tools/doctor.py says more)")
     sets = machine.machine()["instruction_sets"]
     if engine == "onednn_int8" and sets and not machine.exact_int8(sets):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ernie_kqat import KurtosisQAT, artifact
+from ernie_kqat import KurtosisQAT, artifact, tensorrt
 from ernie_kqat.calibration import calibrate
 from ernie_kqat.config import Quant
-from ernie_kqat.export import program
+from ernie_kqat.export import program, qdq
 from ernie_kqat.export.exporter import serving_conf, write_native
 from ernie_kqat.models.loading import load_classifier
 
@@ -38,7 +38,11 @@ def make_artifact(
         model = qat.quantize(model)
         ids = np.random.default_rng(0).integers(5, vocab_size, (16, 24))
         calibrate(model, [{"input_ids": ids, "token_type_ids": np.zeros_like(ids)}])
-        qat.save_quantized_model(model, str(stem))
+        if engine == artifact.TENSORRT:
+            qdq.save(model, stem)
+            tensorrt.collect_shapes(folder, [10, 14, 15], MAX_LENGTH)
+        else:
+            qat.save_quantized_model(model, str(stem))
     if with_native:
         changes[artifact.NATIVE] = write_native(model, folder, ["negative", "positive"])
     for name in TOKENIZER_FILES:

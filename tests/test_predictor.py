@@ -238,7 +238,7 @@ def test_an_unverified_artifact_is_refused(copy, verification, why):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engine": "tensorrt"}, "engine 'tensorrt' is not one of onednn_int8, fp32"),
+        ({"engine": "tensorrt"}, "engine 'tensorrt' is not one of onednn_int8, tensorrt_int8, fp32"),
         ({"output": "nothing"}, r"has output \['.+'\]; \['nothing'\] are needed"),
         ({"format": 2}, "format 2; this version reads format 1"),
     ],

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, Optional
 
 from ernie_kqat import cli, config, run_folder
 from ernie_kqat.errors import run_tool
@@ -12,6 +13,7 @@ EPILOG = """examples:
   python tools/export.py --run output/RUN --output DIR
   python tools/export.py --model FP32_FOLDER --calibration DATA --weight-granularity channel --output DIR     (PTQ)
   python tools/export.py --model FP32_FOLDER --calibration DATA --output DIR -o Slim.smoothquant.alpha=0.5
+  python tools/export.py --run output/RUN --target tensorrt --output DIR                             (NVIDIA GPUs)
 
 DATA is a file (.tsv .csv .jsonl, or .txt with a sentence a line) or a folder with train and dev files.
 Exit code 0: exported and verified. 1: refused, the artifact is marked unverified. 2: wrong input."""
@@ -35,6 +37,9 @@ def main() -> int:
     parser.add_argument(
         "--fp32", metavar="DIR", help="the fp32 model to compare a run with; default: the one it began from"
     )
+    parser.add_argument(
+        "--target", choices=["onednn", "tensorrt"], help="what is to run it (Export.target; default: as configured)"
+    )
     parser.add_argument("--output", metavar="DIR", help="the artifact folder; default: RUN/inference")
     arguments = parser.parse_args()
     settings = cli.settings(arguments)
@@ -53,7 +58,7 @@ def main() -> int:
             arguments.model,
             arguments.calibration,
             arguments.output,
-            settings.Export,
+            aimed(settings.Export, arguments.target),
             quant,
             arguments.max_length,
             arguments.verify,
@@ -62,8 +67,14 @@ def main() -> int:
     else:
         limits = settings.Export if arguments.config or arguments.override else run_folder.read_settings(run).Export
         output = arguments.output or str(Path(run, cli.ARTIFACT))
+        limits = aimed(limits, arguments.target)
         manifest = exporter.export_run(run, output, limits, arguments.verify, arguments.fp32)
     return report(manifest)
+
+
+def aimed(limits: config.Export, target: Optional[Literal["onednn", "tensorrt"]]) -> config.Export:
+    """With --target where it is given."""
+    return replace(limits, target=target) if target else limits
 
 
 def report(manifest: dict) -> int:

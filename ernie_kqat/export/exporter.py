@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from .. import __version__, artifact, config, files, native, run_folder, strict
+from .. import __version__, artifact, config, files, native, run_folder, strict, tensorrt
 from ..calibration import calibrate_rows
 from ..data.dataset import Split, load_eval_split
 from ..errors import UserError
@@ -22,7 +22,7 @@ from ..models.loading import pretrained_matrices
 from ..restore import Restored, restore_folder, restore_run
 from ..tokenizer import load_tokenizer
 from . import native as native_program
-from . import program
+from . import program, qdq
 from .verify import verify
 
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -101,7 +101,7 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         new, plain = Path(scratch, "new"), Path(scratch, "fp32")
-        write_unverified(restored, tokenizer, split, new, limits.engine)
+        write_unverified(restored, tokenizer, split, new, limits.engine, limits.target)
         write_unverified(restore_folder(restored.fp32, restored.data), tokenizer, split, plain)
         verification = verify(restored, split, new, plain, limits)
         manifest = artifact.read_manifest(new)
@@ -114,12 +114,18 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     return {**manifest, "folder": str(target)}
 
 
-def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path, engine: str = "paddle") -> None:
+def write_unverified(
+    restored: Restored, tokenizer, split: Split, folder: Path, engine: str = "paddle", target: str = "onednn"
+) -> None:
     """An artifact folder, not yet verified; for engine `native` with the native program beside the plain one."""
+    _check_choices(restored, engine, target)
     folder.mkdir()
     stem = folder / Path(artifact.MODEL).stem
     if restored.quant is None:
         program.save_fp32(restored.model, stem)
+    elif target == "tensorrt":
+        qdq.save(restored.model, stem)
+        tensorrt.collect_shapes(folder, [len(ids) for ids in split.input_ids], restored.data.max_length)
     else:
         program.save_int8(restored.model, stem)
     for name in TOKENIZER_FILES:
@@ -128,13 +134,11 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path, 
     inputs, output = program.names(stem)
     files.write_text(folder / artifact.SERVING_CONF, serving_conf(inputs, output, len(restored.labels)))
     settings = restored.model.config
-    if engine == "native" and restored.quant is None:
-        raise UserError("Export.engine: native: the model is not quantized; it is for INT8 (Slim.quant)")
     entry = {artifact.NATIVE: write_native(restored.model, folder, restored.labels)} if engine == "native" else {}
     fields = {
         "ernie_kqat": __version__,
         "paddle": paddle.__version__,
-        "engine": "fp32" if restored.quant is None else "onednn_int8",
+        "engine": "fp32" if restored.quant is None else f"{target}_int8",
         "labels": restored.labels,
         "pair": split.pairs is not None,
         "max_length": restored.data.max_length,
@@ -151,6 +155,16 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path, 
         "verification": None,
     }
     artifact.write_manifest(folder, fields, artifact.contents(folder))
+
+
+def _check_choices(restored: Restored, engine: str, target: str) -> None:
+    for key, value, usual in (("engine", engine, "paddle"), ("target", target, "onednn")):
+        if value != usual and restored.quant is None:
+            raise UserError(f"Export.{key}: {value}: the model is not quantized; it is for INT8 (Slim.quant)")
+    if engine == "native" and target == "tensorrt":
+        raise UserError(
+            "Export.engine: native: the native program is for CPUs; with Export.target: tensorrt say paddle"
+        )
 
 
 def write_native(model: paddle.nn.Layer, folder: Path, labels: list[str]) -> dict[str, Any]:
@@ -229,21 +243,27 @@ def describe(manifest: dict[str, Any]) -> list[str]:
     """The verification as a table, and the worst samples if it failed."""
     found = manifest["verification"]
     limits = found["limits"]
-    fp32, deployed = found["fp32_latency_ms"], found["latency_ms"]
+    times = {"fp32": found["fp32_latency_ms"], "deployed": found["latency_ms"]}
+    where = "" if found["latency_ms"] else ", its operators one by one on the CPU; never run in TensorRT"
 
     def percent(name: str) -> str:
         return "-" if found[name] is None else f"{found[name]:.2%}"
 
+    def milliseconds(size: int) -> str:
+        return "  ".join(
+            f"{name} {value[f'batch_{size}']:.2f}" if value else f"{name} -" for name, value in times.items()
+        )
+
     lines = [
-        f"verified on {found['samples']} rows of {found['data']}",
+        f"verified on {found['samples']} rows of {found['data']}{where}",
         f"  agreement with the simulation  {found['agreement']:.2%}   (at least {limits['min_agreement']:.1%})",
         f"  rms difference / logit std     {found['rms_over_std']:.4f}   (at most {limits['max_rms_over_std']:g})",
         f"  agreement with fp32            {found['agreement_with_fp32']:.2%}",
         f"  accuracy                       fp32 {percent('fp32_accuracy')}  simulated {percent('simulated_accuracy')}"
         f"  deployed {percent('deployed_accuracy')}",
-        f"  operators run in INT8          {found['int8_ops']}",
-        f"  ms per sentence, batch 1       fp32 {fp32['batch_1']:.2f}  deployed {deployed['batch_1']:.2f}",
-        f"  ms per sentence, batch 32      fp32 {fp32['batch_32']:.2f}  deployed {deployed['batch_32']:.2f}",
+        f"  operators run in INT8          {'-' if found['int8_ops'] is None else found['int8_ops']}",
+        f"  ms per sentence, batch 1       {milliseconds(1)}",
+        f"  ms per sentence, batch 32      {milliseconds(32)}",
         f"  size in MB                     fp32 {found['fp32_size_bytes'] / 1e6:.1f}  deployed {found['size_bytes'] / 1e6:.1f}",
     ]
     if "native" in found:

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,10 @@ from paddle.base.framework import IrGraph
 
 from ..errors import UserError
 from ..quantizers.attach import LayerGrid, deployable
+
+# Of a program's file to another's, with the grids by weight parameter name; of a loaded program and its parameters.
+Compiler = Callable[[Path, Path, dict[str, LayerGrid]], None]
+Change = Callable[[paddle.static.Program, core.Scope], paddle.static.Program]
 
 ENGINE_QMAX = 127  # the engine's scales are 127 / range at any bit width; giving 1 / (127 x step) keeps our integers
 
@@ -50,13 +54,21 @@ def save_fp32(model: paddle.nn.Layer, path: Path, input_spec: list | None = None
 
 def save_int8(model: paddle.nn.Layer, path: Path, input_spec: list | None = None) -> None:
     """Write the oneDNN INT8 program of a quantized model; both files appear whole or not at all."""
+    save_quantized(model, path, compile_int8, input_spec)
+
+
+def save_quantized(
+    model: paddle.nn.Layer, path: Path, compiler: Compiler, input_spec: list | None = None
+) -> dict[str, LayerGrid]:
+    """Write what `compiler` makes of a quantized model's plain program, as `save_int8` does. Returns the layers' grids."""
     plain, grids = deployable(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         save_fp32(plain, Path(folder, "fp32"), input_spec)
-        compile_int8(Path(folder, "fp32"), Path(folder, "int8"), grids)
+        compiler(Path(folder, "fp32"), Path(folder, "compiled"), grids)
         for suffix in (".pdmodel", ".pdiparams"):
-            shutil.move(str(Path(folder, f"int8{suffix}")), path.with_name(path.name + suffix))
+            shutil.move(str(Path(folder, f"compiled{suffix}")), path.with_name(path.name + suffix))
+    return grids
 
 
 def names(path: Path) -> tuple[list[str], str]:
@@ -74,24 +86,45 @@ def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid]) -> Non
     A Linear without a grid stays in fp32. Raises RuntimeError if a grid finds no `fc` of its name: an internal error,
     because the program would silently compute that layer in fp32.
     """
+
+    def change(program: paddle.static.Program, scope: core.Scope) -> paddle.static.Program:
+        graph = IrGraph(core.Graph(program.desc), for_test=True)
+        graph.graph.set_not_owned("__param_scope__", scope)
+        _fuse_linears(graph)
+        _quantize(graph, _scales(graph, grids))
+        return graph.to_program()
+
+    rewrite(source, target, change)
+
+
+def rewrite(source: Path, target: Path, change: Change) -> None:
+    """Save as `target` what `change` makes of the program `source` and of its parameters in a scope."""
     with static_mode(), quiet():
         scope = core.Scope()
         with paddle.static.scope_guard(scope):
             executor = paddle.static.Executor(paddle.CPUPlace())
             program, feeds, fetches = paddle.static.load_inference_model(str(source), executor)
-            graph = IrGraph(core.Graph(program.desc), for_test=True)
-            graph.graph.set_not_owned("__param_scope__", scope)
-            _fuse_linears(graph)
-            _quantize(graph, _scales(graph, grids))
-            compiled = graph.to_program()
-            block = compiled.global_block()
+            outputs = [_without_scale(program.global_block(), fetch.name) for fetch in fetches]
+            changed = change(program, scope)
+            block = changed.global_block()
             paddle.static.save_inference_model(
                 str(target),
                 [block.var(name) for name in feeds],
-                [block.var(fetch.name) for fetch in fetches],
+                [block.var(name) for name in outputs],
                 executor,
-                program=compiled,
+                program=changed,
             )
+
+
+def _without_scale(block: paddle.static.Block, output: str) -> str:
+    """Take out the multiplication by 1 that Paddle saves before each output, and return what it multiplied.
+
+    Saving again adds one of the same name. Beside the first it would overwrite its own input, which TensorRT refuses.
+    """
+    (at,) = [index for index, op in enumerate(block.ops) if op.type == "scale" and op.output("Out") == [output]]
+    scaled = block.ops[at].input("X")[0]
+    block._remove_op(at)
+    return scaled
 
 
 def _apply(graph: IrGraph, name: str, **attributes) -> None:

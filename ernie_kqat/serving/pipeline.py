@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def _stand_in() -> None:
 
 
 _stand_in()
+from paddle_serving_app import local_predict  # noqa: E402
 from paddle_serving_server.pipeline import Op  # noqa: E402
 
 INPUTS = ("input_ids", "token_type_ids")
@@ -46,25 +47,39 @@ class PipelineError(RuntimeError):
 class Pipeline:
     """A program of an artifact folder, loaded by Paddle Serving. To be used by one thread.
 
-    `skips_padding`: it takes batches of any shape as well, so padded rows are not computed.
+    `skips_padding`: it takes batches of any shape as well, so padded rows are not computed. `configure` changes Paddle's
+    config for an engine that Serving has no settings for, of which `most_rows` are given at once.
     """
 
-    def __init__(self, folder: str | Path, threads: int = 1, skips_padding: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        threads: int = 1,
+        skips_padding: bool = False,
+        configure: Callable[[Any], None] | None = None,
+        most_rows: int = sys.maxsize,
+    ):
         op = Op(name="classifier", concurrency=1)
-        with _quiet():
-            op.init_from_dict(_settings(folder, threads))
+        with _quiet(), _configured(configure):
+            op.init_from_dict(_settings(folder, threads, onednn=configure is None))
             # What Serving's op process does before its loop.
             op.local_predictor = op._local_service_handler.get_client(0)
             op.client = op.init_client(op._client_config, op._server_endpoints)
             op.init_op()
         self._op = op
         self._skips_padding = skips_padding
+        self._most_rows = most_rows
         self._largest = 0
 
     def logits(self, batch: np.ndarray, rows: int) -> np.ndarray:
         """float32 [rows or more, classes] of int64 [2, rows or more, tokens], of which the first `rows` are wanted."""
         if self._skips_padding:
             batch = np.ascontiguousarray(batch[:, :rows])
+        starts = range(0, batch.shape[1], self._most_rows)
+        parts = [self._logits(np.ascontiguousarray(batch[:, start : start + self._most_rows])) for start in starts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _logits(self, batch: np.ndarray) -> np.ndarray:
         if batch[0].size > self._largest:
             # As in our Predictor: blocks of a larger batch would come on top of those of all smaller ones.
             self._op.client.predictor.try_shrink_memory()
@@ -76,6 +91,23 @@ class Pipeline:
         answers, _, _ = self._op.postprocess({}, fetched, 0, 0)
         (logits,) = answers.values()
         return logits
+
+
+@contextlib.contextmanager
+def _configured(configure: Callable[[Any], None] | None) -> Iterator[None]:
+    """Let `configure` have the last word on the configs of predictors that are created inside."""
+    create = local_predict.paddle_infer.create_predictor
+
+    def created(config: Any) -> Any:
+        if configure is not None:
+            configure(config)
+        return create(config)
+
+    local_predict.paddle_infer.create_predictor = created
+    try:
+        yield
+    finally:
+        local_predict.paddle_infer.create_predictor = create
 
 
 @contextlib.contextmanager
@@ -95,7 +127,7 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _settings(folder: str | Path, threads: int) -> dict[str, Any]:
+def _settings(folder: str | Path, threads: int, onednn: bool) -> dict[str, Any]:
     """Serving's config of one op. `use_mkldnn` is all that a program compiled ahead of time needs."""
     local = {
         "model_config": str(folder),
@@ -108,7 +140,7 @@ def _settings(folder: str | Path, threads: int) -> dict[str, Any]:
         "ir_optim": True,
         "precision": "fp32",  # of what is not compiled to INT8
         "use_calib": False,
-        "use_mkldnn": True,
+        "use_mkldnn": onednn,
         "mkldnn_cache_capacity": SHAPES_KEPT,
         "mkldnn_op_list": None,
         "mkldnn_bf16_op_list": None,

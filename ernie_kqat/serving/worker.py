@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from . import frames
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
 
-def main(descriptor: int, front: int, parent: int, pipelines: Sequence[Pipeline], refusal: str) -> None:
+def main(descriptor: int, front: int, parent: int, load: Callable[[], tuple[Sequence[Pipeline], str]]) -> None:
     """Serve the front, process `front`, at the other end of the socket `descriptor`; `parent` is about to end.
 
-    `refusal` says why there are no pipelines.
+    `load` gives the pipelines, or why there are none.
     """
     while os.getppid() == parent:
         time.sleep(1e-3)
@@ -36,6 +36,7 @@ def main(descriptor: int, front: int, parent: int, pipelines: Sequence[Pipeline]
     connection = socket.socket(fileno=descriptor)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the front is gone
         connection.sendall(frames.pack({"pid": os.getpid()}))
+        pipelines, refusal = load()
         connection.sendall(frames.pack({"refused": refusal} if refusal else {"ready": True}))
         if not refusal:
             _answer(connection, pipelines)
