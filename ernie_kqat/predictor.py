@@ -7,6 +7,7 @@ import copy
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -15,7 +16,7 @@ import numpy as np
 import paddle.inference
 from paddle.base import core
 
-from . import artifact, machine, native, shapes, tensorrt
+from . import artifact, machine, native, shapes, tensorrt, tuning
 from .errors import UserError
 from .packed.expand import folder_of
 from .tokenizer import Encoded, lacks_text, load_tokenizer
@@ -43,7 +44,8 @@ class Predictor:
     """A classifier loaded from an artifact folder, or from a packed artifact, which is expanded into the cache once.
 
     Safe to use from many threads: each call borrows an inference predictor of its own from a pool that grows to the
-    number of calls that ever ran at once; they share the weights. `threads` is the number of cores one call may use.
+    number of calls that ever ran at once; they share the weights. A call of more than one row is shared by up to `instances`
+    of them, each of which uses `threads` cores. None: as tools/tune.py found best on this machine, else 1.
     `engine`: `native` runs the artifact's native program, `paddle` the plain one, `auto` the native one where it can.
     The attribute of that name says which it is. The program of a TensorRT artifact runs in TensorRT (`auto`), or by `paddle` as
     it is written on the CPU: right and slow, for verification.
@@ -55,15 +57,19 @@ class Predictor:
     def __init__(
         self,
         artifact_dir: str | Path,
-        threads: int = 1,
+        threads: int | None = None,
         allow_unverified: bool = False,
         check_hashes: bool = True,
         engine: str = "auto",
+        instances: int | None = None,
     ):
         folder = folder_of(artifact_dir)
-        if threads < 1:
-            raise UserError(f"threads: {threads} is under 1")
+        for name, number in (("threads", threads), ("instances", instances)):
+            if number is not None and number < 1:
+                raise UserError(f"{name}: {number} is under 1")
         manifest = artifact.read_manifest(folder, check_hashes)
+        tuned = tuning.stored(manifest) if threads is None and instances is None else (1, 1)
+        self.instances, self.threads = instances or tuned[0], threads or tuned[1]
         if not allow_unverified:
             artifact.check_verified(folder, manifest)
         check_engine(folder, manifest["engine"])
@@ -73,12 +79,14 @@ class Predictor:
         self.max_length: int = manifest["max_length"]
         self.tokenizer = load_tokenizer(folder, manifest["tokenizer"]["kind"])
         self.engine = choose_engine(folder, manifest, engine)
-        self._template = _load(folder, manifest, threads, self.engine)
+        self._template = _load(folder, manifest, self.threads, self.engine)
         self._new_pool()
 
     def _new_pool(self) -> None:
         self._idle: list[_Engine] = []
         self._lock = threading.Lock()
+        # Kept, as its threads keep the native operator's memory; they are started when first needed.
+        self._workers = ThreadPoolExecutor(self.instances, "ernie_kqat")
 
     def clone(self) -> Predictor:
         """A Predictor with inference predictors of its own that share this one's weights."""
@@ -132,11 +140,22 @@ class Predictor:
         size = batch_size if self.engine == "native" else 1 << (batch_size.bit_length() - 1)
         if self.engine == "tensorrt":
             size = min(size, tensorrt.ROWS)
-        with self._engine() as engine:
-            for start in range(0, len(rows), size):
-                chosen = order[start : start + size]
-                logits[chosen] = engine.run(self._batch([rows[index] for index in chosen]))[: len(chosen)]
+        if self.instances == 1 or len(rows) < 2:
+            with self._engine() as engine:
+                for start in range(0, len(rows), size):
+                    self._answer(engine, rows, order[start : start + size], logits)
+            return logits
+        size = min(size, -(-len(rows) // self.instances))
+        parts = [order[start : start + size] for start in range(0, len(rows), size)]
+        list(self._workers.map(lambda part: self._answer_alone(rows, part, logits), parts))  # raises what one raised
         return logits
+
+    def _answer(self, engine: _Engine, rows: list[np.ndarray], chosen: list[int], logits: np.ndarray) -> None:
+        logits[chosen] = engine.run(self._batch([rows[index] for index in chosen]))[: len(chosen)]
+
+    def _answer_alone(self, rows: list[np.ndarray], chosen: list[int], logits: np.ndarray) -> None:
+        with self._engine() as engine:
+            self._answer(engine, rows, chosen, logits)
 
     def _checked(self, index: int, row: tuple[TokenIds, TokenIds]) -> np.ndarray:
         """int64 [2, tokens] of one row, or UserError."""

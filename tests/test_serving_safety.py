@@ -166,6 +166,7 @@ def test_serving_imports_nothing_of_the_training_side():
         "files",
         "machine",
         "native",
+        "tensorrt",
         "packed",
         "predictor",
         "shapes",

@@ -50,7 +50,7 @@ def main() -> int:
         metavar="N",
         help="rows of one forward (default 32); 1: answer each line at once",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="cores to use (default 1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="cores to use (default: as tools/tune.py found, or 1)")
     parser.add_argument(
         "--allow-unverified", action="store_true", help="use an artifact that was not verified, or failed"
     )
