@@ -136,7 +136,7 @@ class Train:
     max_steps: Optional[int] = number(None, 0, 10**9, "optimizer steps; ends training before `epochs` do")
     batch_size: int = number(32, 1, 10**5, "rows of one forward")
     accumulate: int = number(1, 1, 10**4, "batches of one optimizer step")
-    learning_rate: float = number(5e-5, 0.0, 10.0)
+    learning_rate: float = number(5e-5, 0.0, 10.0, "AdamW's, at its peak")
     weight_decay: float = number(0.01, 0.0, 1.0, "AdamW's; not on biases and LayerNorm")
     warmup: float = number(0.1, 0.0, 1.0, "share of the steps with a rising learning rate; linear decay after it")
     max_grad_norm: float = number(1.0, 0.0, 1e9, "global gradient norm to clip to; 0: no clipping")
@@ -144,7 +144,7 @@ class Train:
     save_steps: Optional[int] = number(
         None, 1, 10**9, "optimizer steps between checkpoints; default: at each evaluation"
     )
-    eval_batch_size: int = number(64, 1, 10**5)
+    eval_batch_size: int = number(64, 1, 10**5, "rows of one forward of an evaluation")
     select: Literal["best", "last"] = option(
         "best", "which model becomes best_model/: the best on dev (the start is a candidate), or the last step's"
     )
@@ -205,8 +205,30 @@ def from_tree(tree: dict, source: str, overrides: typing.Sequence[str] = ()) -> 
 
 
 def describe() -> typing.Iterator[str]:
-    """One line a key: name, type, default, meaning. `tools/train.py --keys` prints it."""
-    return strict.describe(Config)
+    """One line a key: name, default, what is allowed, meaning. `tools/train.py --keys` prints it."""
+    for key in strict.describe(Config):
+        default = "" if key.default is None else f" = {key.default}"
+        yield f"{key.name}{default}  ({key.allowed})  {key.help}"
+
+
+def reference() -> str:
+    """Every key as Markdown, a table a section. `tools/config_reference.py` writes it to docs/configuration.md."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Every key of a config (`configs/*.yaml`), made from the dataclasses that read it by `python tools/config_reference.py`; a",
+        "test fails when this page is stale. `-o Section.key=value` overrides a key. `Slim.NAME: {}` switches a method on with its defaults; `bias_correction` has no keys.",
+    ]
+    section = ""
+    for key in strict.describe(Config):
+        parts = key.name.split(".")
+        here = ".".join(parts[:2]) if parts[0] == "Slim" else parts[0]
+        if here != section:
+            section = here
+            lines += ["", f"## {section}", "", "| key | default | allowed | meaning |", "|---|---|---|---|"]
+        cells = [f"`{key.name}`", "-" if key.default is None else f"`{key.default}`", key.allowed, key.help]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _apply_override(tree: dict, text: str) -> None:

@@ -73,8 +73,18 @@ def to_tree(value: Any) -> Any:
     return value
 
 
-def describe(cls: Any, prefix: str = "") -> typing.Iterator[str]:
-    """One line a key: name, type, default, meaning."""
+@dataclass(frozen=True)
+class Key:
+    """One key of a config, as its documentation has it. `default` is None for a key without one, else as YAML has it."""
+
+    name: str
+    default: str | None
+    allowed: str
+    help: str
+
+
+def describe(cls: Any, prefix: str = "") -> typing.Iterator[Key]:
+    """Every key of a dataclass of options, in order; those of methods where its open field is."""
     hints = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         if not item.init:
@@ -88,8 +98,13 @@ def describe(cls: Any, prefix: str = "") -> typing.Iterator[str]:
         elif dataclasses.is_dataclass(hint):
             yield from describe(hint, f"{prefix}{item.name}.")
         else:
-            default = "" if item.default is dataclasses.MISSING else f" = {item.default}"
-            yield f"{prefix}{item.name.rstrip('_')}{default}  ({_allowed(item, hint)})  {item.metadata.get('help', '')}"
+            default = None if item.default is dataclasses.MISSING else _as_yaml(item.default)
+            name = f"{prefix}{item.name.rstrip('_')}"
+            yield Key(name, default, _allowed(item, hint), item.metadata.get("help", ""))
+
+
+def _as_yaml(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def keys(cls: type) -> list[str]:
