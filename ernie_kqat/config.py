@@ -216,8 +216,9 @@ def reference() -> str:
     lines = [
         "# Configuration reference",
         "",
-        "Every key of a config (`configs/*.yaml`), made from the dataclasses that read it by `python tools/config_reference.py`; a",
-        "test fails when this page is stale. `-o Section.key=value` overrides a key. `Slim.NAME: {}` switches a method on with its defaults; `bias_correction` has no keys.",
+        "Every key of a config (`configs/*.yaml`), made by `python tools/config_reference.py` from the dataclasses that read it.",
+        "`-o Section.key=value` overrides a key. `Slim.NAME: {}` switches a method on as its defaults say; `bias_correction` has",
+        "no keys.",
     ]
     section = ""
     for key in strict.describe(Config):
