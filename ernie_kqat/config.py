@@ -148,6 +148,9 @@ class Train:
     select: Literal["best", "last"] = option(
         "best", "which model becomes best_model/: the best on dev (the start is a candidate), or the last step's"
     )
+    metric: Literal["accuracy", "macro_f1", "matthews", "f1"] = option(
+        "accuracy", "by which the best is found: f1 is of the second of two labels (MRPC, QQP), matthews is CoLA's"
+    )
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,15 @@ from . import artifact, run_folder
 from .config import Data
 from .data.dataset import Split, load_eval_split
 from .errors import UserError
-from .evaluate import accuracy, logits_of
+from .evaluate import logits_of
+from .metrics import scores
 from .tokenizer import load_tokenizer
 
 
 def evaluate_any(model: str | Path, data: str | Path, columns: Data) -> dict[str, Any]:
-    """{model, kind, data, rows, accuracy} of `model` on a labelled file or folder. `columns`: names of the columns, if odd.
+    """{model, kind, data, rows, and scores (metrics.py)} of `model` on a labelled file or folder.
 
+    columns: names of the columns, if odd.
     Raises UserError if the folder is none of the three kinds, or the rows have no labels.
     """
     if artifact.is_artifact(model) or Path(model).is_file():
@@ -34,7 +36,7 @@ def evaluate_any(model: str | Path, data: str | Path, columns: Data) -> dict[str
         "kind": kind,
         "data": str(data),
         "rows": len(split),
-        "accuracy": accuracy(logits, split.labels),
+        **scores(logits, split.labels),
     }
 
 

@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ import paddle
 import paddle.nn.functional as F
 from tqdm import tqdm
 
-from . import checkpoint, files, run_folder
+from . import checkpoint, files, metrics, run_folder
 from .calibration import calibrate
 from .config import Config
 from .data.batching import collate, epoch_batches
 from .data.dataset import load_task_data
 from .errors import UserError
-from .evaluate import accuracy, logits_of
+from .evaluate import logits_of
 from .interrupt import Interrupted, StopRequest
 from .methods import Method
 from .methods.kurtosis import Kurtosis
@@ -39,8 +39,8 @@ class Progress:
     """Where training is. With the seed, `step` determines data order and dropout."""
 
     step: int = 0
-    accuracy: float = -1.0  # on dev, at the last evaluation
-    best_accuracy: float = -1.0
+    scores: dict[str, float] = field(default_factory=dict)  # on dev, at the last evaluation (metrics.py)
+    best_scores: dict[str, float] = field(default_factory=dict)  # of best_model/
     best_step: int = -1
     fp32_start: float | None = None  # dev accuracy before quantization, of a start model with a trained classifier
     seconds: float = 0.0
@@ -68,13 +68,14 @@ class Trainer:
         self.vocabulary = loading.vocabulary_folder(source)
         self.data = load_task_data(settings.Data, load_tokenizer(self.vocabulary), settings.Global.seed)
         self.model = loading.load_classifier(source, len(self.data.labels), settings.Model.dropout)
+        metrics.check(settings.Train.metric, len(self.data.labels))
         self.model.config.id2label = dict(enumerate(self.data.labels))
         self.pad_token_id = self.model.ernie.pad_token_id
         self.dev_labels = np.asarray(self.data.dev.labels)
         self.lengths = [len(row) for row in self.data.train.input_ids]
         self.progress = Progress()
         if not self.model.new_head:
-            self.progress.fp32_start = self._accuracy("fp32 start")
+            self.progress.fp32_start = self._scores("fp32 start")["accuracy"]
         self.methods: list[Method] = list(settings.Slim.methods.values())
         self.stored: dict[str, np.ndarray] | None = None  # quantizers of the run that this one goes on from
         self.remarks: list[str] = []  # on them, for plan.txt
@@ -269,20 +270,25 @@ class Trainer:
             for name, value in scalars.items():
                 self.visualdl.add_scalar(f"TRAIN/{name}", value, step)
 
-    def _accuracy(self, what: str) -> float:
+    def _scores(self, what: str) -> dict[str, float]:
         logits = logits_of(self.model, self.data.dev, self.pad_token_id, self.settings.Train.eval_batch_size, what)
-        return accuracy(logits, self.dev_labels)
+        return metrics.scores(logits, self.dev_labels)
 
     def _evaluate(self) -> None:
-        """Dev accuracy; best_model/ is written when it is beaten, or always (Train.select)."""
-        progress = self.progress
-        progress.accuracy = self._accuracy("evaluate")
-        self.folder.line(f"[EVAL] step: {progress.step}, accuracy: {progress.accuracy:.4f}")
-        self.folder.metric({"step": progress.step, "eval_accuracy": progress.accuracy})
+        """Dev scores; best_model/ is written when the best is beaten, or always (Train.select, Train.metric)."""
+        progress, metric = self.progress, self.settings.Train.metric
+        progress.scores = self._scores("evaluate")
+        said = ", ".join(f"{name}: {value:.4f}" for name, value in progress.scores.items())
+        self.folder.line(f"[EVAL] step: {progress.step}, {said}")
+        self.folder.metric(
+            {"step": progress.step, **{f"eval_{name}": value for name, value in progress.scores.items()}}
+        )
         if self.visualdl:
-            self.visualdl.add_scalar("EVAL/accuracy", progress.accuracy, progress.step)
-        if self.settings.Train.select == "last" or progress.accuracy > progress.best_accuracy:
-            progress.best_accuracy, progress.best_step = progress.accuracy, progress.step
+            for name, value in progress.scores.items():
+                self.visualdl.add_scalar(f"EVAL/{name}", value, progress.step)
+        beaten = not progress.best_scores or progress.scores[metric] > progress.best_scores[metric]
+        if self.settings.Train.select == "last" or beaten:
+            progress.best_scores, progress.best_step = progress.scores, progress.step
             with files.replacing_folder(self.folder.best) as new:
                 loading.save_classifier(self.model, self.vocabulary, new, self.data.labels, QUANTIZER_STATE)
                 if self.qat is not None:
@@ -297,6 +303,8 @@ class Trainer:
 
     def _restore(self) -> None:
         state = checkpoint.load(self.folder.latest, self.model, self.optimizer)
+        if set(state["progress"]) != {entry.name for entry in dataclasses.fields(Progress)}:
+            raise UserError(f"{self.folder.latest}: a checkpoint of another version; train again with --overwrite")
         self.progress = Progress(**state["progress"])
         for name, method in self.settings.Slim.methods.items():
             method.load_state(state["methods"][name])
@@ -306,8 +314,10 @@ class Trainer:
     def _summary(self) -> dict[str, Any]:
         progress = self.progress
         summary = {
-            "accuracy": progress.accuracy,
-            "best_accuracy": progress.best_accuracy,
+            "accuracy": progress.scores["accuracy"],
+            "best_accuracy": progress.best_scores["accuracy"],
+            "scores": progress.scores,
+            "best_scores": progress.best_scores,
             "best_step": progress.best_step,
             "fp32_start_accuracy": progress.fp32_start,
             "steps": progress.step,
@@ -321,8 +331,8 @@ class Trainer:
                 files.write_json(self.folder.path / "kurtosis.json", method.report())
         files.write_json(self.folder.path / run_folder.SUMMARY, summary)
         self.folder.line(
-            f"{self.settings.Train.select} dev accuracy {progress.best_accuracy:.4f} at step {progress.best_step}:"
-            f" {self.folder.best}"
+            f"{self.settings.Train.select} dev {self.settings.Train.metric}"
+            f" {progress.best_scores[self.settings.Train.metric]:.4f} at step {progress.best_step}: {self.folder.best}"
         )
         return summary
 

@@ -92,10 +92,10 @@ def test_it_learns_and_is_deployed_exactly(tmp_path, tiny_ernie, tiny_task, monk
 
     monkeypatch.setattr(verify, "LATENCY_S", 0.1)
     one = trained(tmp_path, tiny_ernie, tiny_task, prequant={"share": 0.3}, train=LEARNS)
-    assert one.progress.best_accuracy > one.progress.fp32_start + 0.15
+    assert one.progress.best_scores["accuracy"] > one.progress.fp32_start + 0.15
     found = export_run(str(tmp_path / "run"), str(tmp_path / "out"), config.Export())["verification"]
     assert found["passed"]
-    assert found["simulated_accuracy"] == one.progress.best_accuracy
+    assert found["simulated_accuracy"] == one.progress.best_scores["accuracy"]
 
 
 def test_its_last_model_is_restored_bit_for_bit(tmp_path, tiny_ernie, tiny_task):

@@ -85,7 +85,7 @@ def test_it_learns_and_leaves_a_whole_run_folder(tmp_path, tiny_ernie, tiny_task
     model = ErnieForSequenceClassification.from_pretrained(str(run / "best_model"))
     assert ErnieTokenizer.from_pretrained(str(run / "best_model")).vocab_size == model.config.vocab_size
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1] == {"step": 32, "eval_accuracy": summary["accuracy"]}
+    assert rows[-1] == {"step": 32, **{f"eval_{name}": value for name, value in summary["scores"].items()}}
     assert "epoch: [4/4], iter: 8/8, lr:" in (run / "train.log").read_text()
 
 

@@ -14,6 +14,7 @@ from ..data.dataset import Split
 from ..errors import UserError
 from ..evaluate import accuracy, comparison, logits_of
 from ..machine import machine
+from ..metrics import scores
 from ..predictor import Predictor
 from ..restore import Restored
 from .int8_ops import int8_ops_run
@@ -59,6 +60,12 @@ def verify(restored: Restored, split: Split, folder: Path, fp32_folder: Path, li
         "simulated_accuracy": _accuracy(simulated, split),
         "deployed_accuracy": _accuracy(deployed, split),
         "fp32_accuracy": _accuracy(fp32, split),
+        "scores": None
+        if split.labels is None
+        else {
+            name: scores(logits, split.labels)
+            for name, logits in (("fp32", fp32), ("simulated", simulated), ("deployed", deployed))
+        },
         "fp32_model": restored.fp32,
         "int8_ops": int8_ops_run(folder / artifact.MODEL, folder / artifact.PARAMS, feed) if on_cpu else None,
         "latency_ms": latency.get("deployed"),
