@@ -15,7 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from tqdm import tqdm
 
-from . import checkpoint, files, metrics, run_folder
+from . import advice, checkpoint, files, metrics, run_folder
 from .calibration import calibrate
 from .config import Config
 from .data.batching import collate, epoch_batches
@@ -74,6 +74,7 @@ class Trainer:
         self.dev_labels = np.asarray(self.data.dev.labels)
         self.lengths = [len(row) for row in self.data.train.input_ids]
         self.progress = Progress()
+        self.advised: set[str] = set()
         if not self.model.new_head:
             self.progress.fp32_start = self._scores("fp32 start")["accuracy"]
         self.methods: list[Method] = list(settings.Slim.methods.values())
@@ -93,6 +94,8 @@ class Trainer:
         """Calibrate or restore, train, evaluate, and write the summary."""
         self.visualdl = _visualdl_writer(self.folder.path / "vdl") if self.settings.Global.visualdl else None
         self._say_plan()
+        train_labels = np.asarray(self.data.train.labels)
+        self._advise(advice.of_labels(train_labels, self.dev_labels, self.data.labels))
         if resume:
             self._restore()
         elif self.qat is not None and self.stored is None:
@@ -106,7 +109,20 @@ class Trainer:
                 method.train_rows(self.data.train)
             with StopRequest() as stop:
                 self._loop(stop, time.perf_counter() - self.progress.seconds)
+        if self.qat is not None:
+            rows = np.arange(min(len(self.data.dev), self.settings.Train.eval_batch_size))
+            self._advise(
+                advice.of_clipping(advice.clipped(self.model, collate(self.data.dev, rows, self.pad_token_id)))
+            )
         return self._summary()
+
+    def _advise(self, lines: list[str]) -> None:
+        """Say each kind of warning once."""
+        for line in lines:
+            kind = line.split("(")[0]
+            if kind not in self.advised:
+                self.advised.add(kind)
+                self.folder.line(line)
 
     def _loop(self, stop: StopRequest, began: float) -> None:
         train, progress = self.settings.Train, self.progress
@@ -266,6 +282,7 @@ class Trainer:
             + f", ips: {row['rows'] / seconds_per_step:.1f} samples/s, eta: {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
         )
         self.folder.metric({"step": step, **row})
+        self._advise(advice.of_losses(row))
         if self.visualdl:
             for name, value in scalars.items():
                 self.visualdl.add_scalar(f"TRAIN/{name}", value, step)

@@ -19,7 +19,7 @@ def settings(tmp_path, tiny_ernie, tiny_task, name="run", **sections):
     tree = {
         "Global": {"output_dir": str(tmp_path / name), "seed": 3, "log_every": 4},
         "Model": {"name_or_path": str(tiny_ernie)},
-        "Data": {"path": str(tiny_task), "max_length": 32},
+        "Data": {"path": str(tiny_task), "max_length": 32, **sections.get("Data", {})},
         "Slim": sections.get("Slim"),
         "Train": {"epochs": 2, "batch_size": 32, "learning_rate": 3e-3, **sections.get("Train", {})},
     }
