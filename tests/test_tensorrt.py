@@ -410,8 +410,9 @@ def test_the_export_is_verified_and_says_how(exported):
     ],
 )
 def test_what_tensorrt_cannot_be_the_target_of_is_refused(tmp_path, quant, engine, message):
+    export = config.Export(engine=engine, target="tensorrt")
     with pytest.raises(UserError, match=message):
-        write_unverified(SimpleNamespace(quant=quant), None, None, tmp_path / "a", engine, "tensorrt")
+        write_unverified(SimpleNamespace(quant=quant), None, None, tmp_path / "a", export)
     assert not (tmp_path / "a").exists()
 
 

@@ -25,6 +25,7 @@ from . import native as native_program
 from . import program, qdq
 from .verify import verify
 
+DEFAULTS = config.Export()
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -101,7 +102,7 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         new, plain = Path(scratch, "new"), Path(scratch, "fp32")
-        write_unverified(restored, tokenizer, split, new, limits.engine, limits.target)
+        write_unverified(restored, tokenizer, split, new, limits)
         write_unverified(restore_folder(restored.fp32, restored.data), tokenizer, split, plain)
         verification = verify(restored, split, new, plain, limits)
         manifest = artifact.read_manifest(new)
@@ -115,15 +116,15 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
 
 
 def write_unverified(
-    restored: Restored, tokenizer, split: Split, folder: Path, engine: str = "paddle", target: str = "onednn"
+    restored: Restored, tokenizer, split: Split, folder: Path, settings: config.Export = DEFAULTS
 ) -> None:
     """An artifact folder, not yet verified; for engine `native` with the native program beside the plain one."""
-    _check_choices(restored, engine, target)
+    _check_choices(restored, settings)
     folder.mkdir()
     stem = folder / Path(artifact.MODEL).stem
     if restored.quant is None:
         program.save_fp32(restored.model, stem)
-    elif target == "tensorrt":
+    elif settings.target == "tensorrt":
         qdq.save(restored.model, stem)
         tensorrt.collect_shapes(folder, [len(ids) for ids in split.input_ids], restored.data.max_length)
     else:
@@ -133,18 +134,20 @@ def write_unverified(
             shutil.copyfile(restored.vocabulary / name, folder / name)
     inputs, output = program.names(stem)
     files.write_text(folder / artifact.SERVING_CONF, serving_conf(inputs, output, len(restored.labels)))
-    settings = restored.model.config
-    entry = {artifact.NATIVE: write_native(restored.model, folder, restored.labels)} if engine == "native" else {}
+    shape = restored.model.config
+    entry = {}
+    if settings.engine == "native":
+        entry[artifact.NATIVE] = write_native(restored.model, folder, restored.labels)
     fields = {
         "ernie_kqat": __version__,
         "paddle": paddle.__version__,
-        "engine": "fp32" if restored.quant is None else f"{target}_int8",
+        "engine": "fp32" if restored.quant is None else f"{settings.target}_int8",
         "labels": restored.labels,
         "pair": split.pairs is not None,
         "max_length": restored.data.max_length,
         "pad_token_id": restored.pad_token_id,
-        "vocab_size": settings.vocab_size,
-        "type_vocab_size": settings.type_vocab_size,
+        "vocab_size": shape.vocab_size,
+        "type_vocab_size": shape.type_vocab_size,
         "tokenizer": {"kind": tokenizer.kind, "do_lower_case": getattr(tokenizer, "do_lower_case", True)},
         "inputs": inputs,
         "output": output,
@@ -157,7 +160,8 @@ def write_unverified(
     artifact.write_manifest(folder, fields, artifact.contents(folder))
 
 
-def _check_choices(restored: Restored, engine: str, target: str) -> None:
+def _check_choices(restored: Restored, settings: config.Export) -> None:
+    engine, target = settings.engine, settings.target
     for key, value, usual in (("engine", engine, "paddle"), ("target", target, "onednn")):
         if value != usual and restored.quant is None:
             raise UserError(f"Export.{key}: {value}: the model is not quantized; it is for INT8 (Slim.quant)")

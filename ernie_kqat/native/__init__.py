@@ -47,7 +47,7 @@ CORE = {
     "dispatch": ("dispatch.cc", ()),
     "portable": ("kernels.cc", ("-DKERNELS=portable",)),
     "avx512": ("kernels.cc", ("-DKERNELS=avx512", *AVX512)),
-    "amx": ("kernels.cc", ("-DKERNELS=amx", *AVX512, "-mamx-tile", "-mamx-int8")),
+    "amx": ("kernels.cc", ("-DKERNELS=amx", *AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16")),
 }
 
 _lock = threading.Lock()

@@ -25,6 +25,35 @@ void begin() {
 
 void end() { _tile_release(); }
 
+// to[16][blocks x 16] = a[16][depth x 32] . b in bfloat16: `b` has a tile for each block of 16 columns, `next` values from one to
+// the next, and for each step of depth; every third step is followed by `gap` values. `stride`: pairs of a row of `a`; `line`:
+// values of a row of `to`.
+void products(const int32_t* a, int stride, const int32_t* b, int depth, int next, int gap, float* to, int line, int blocks) {
+  constexpr int TILE_PAIRS = TILE_ROWS * LANES;
+#if defined(__SANITIZE_ADDRESS__)  // which does not see what tile registers read and write
+  volatile float seen = a[(TILE_ROWS - 1) * stride + depth * LANES - 1];
+  seen = b[(blocks - 1) * next + depth * TILE_PAIRS + (depth / 3 - 1) * gap - 1];
+  to[(TILE_ROWS - 1) * line + blocks * LANES - 1] = seen;
+#endif
+  for (int block = 0; block < blocks; block += 2) {
+    const int32_t* tile = b + block * next;
+    const bool two = block + 1 < blocks;
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int at = 0; at < depth; at++, tile += at % 3 ? TILE_PAIRS : TILE_PAIRS + gap) {
+      _tile_loadd(4, a + at * LANES, stride * 4);
+      _tile_loadd(6, tile, TILE_BYTES);
+      _tile_dpbf16ps(0, 4, 6);
+      if (two) {
+        _tile_loadd(7, tile + next, TILE_BYTES);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+    }
+    _tile_stored(0, to + block * LANES, line * 4);
+    if (two) _tile_stored(1, to + (block + 1) * LANES, line * 4);
+  }
+}
+
 // Sums in tiles 0 to 3, from the first step to `store`: 32 rows x 2 panels, or 16 rows x 4 panels.
 class Sums {
  public:

@@ -15,10 +15,11 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
-// The CPU's word (leaf 7: bit 24 tiles, bit 25 INT8), and the kernel's leave to use the tile registers.
+// The CPU's word (leaf 7: bit 22 bfloat16, bit 24 tiles, bit 25 INT8), and the kernel's leave to use the tile registers.
 bool has_amx() {
   unsigned a, b, c, d;
-  if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 24 & 3) != 3) return false;
+  if (!has_avx512() || !__builtin_cpu_supports("avx512bf16")) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 13) != 13) return false;
   constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
   return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }

@@ -42,7 +42,11 @@ struct Kernels {
   void (*attend)(const Head& head, float* scratch, const Sink& sink);
 };
 
-constexpr int attention_scratch(int keys, int width) { return (width + 8) * padded(keys, 2 * LANES); }
+// Keys, and scores of 8 rows, in float; or, of keys and values and of 16 rows of scores, what bfloat16 takes of them (amx.h), with
+// the scores, their queries and sums.
+constexpr int attention_scratch(int keys, int width) {
+  return (3 * padded(width, 2 * LANES) + 3 * LANES) * padded(keys, 2 * LANES) + 3 * LANES * padded(width, 2 * LANES);
+}
 
 const Kernels& portable_kernels();
 const Kernels& avx512_kernels();

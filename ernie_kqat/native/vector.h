@@ -75,6 +75,15 @@ INLINE Bytes quantized(Floats x, const Roundings& rounding) {
 #endif
 }
 
+// To the nearest bfloat16 number, ties to even.
+INLINE Floats rounded(Floats x) {
+  Ints bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits = (bits + 0x7fff + ((bits >> 16) & 1)) & ~0xffff;
+  std::memcpy(&x, &bits, sizeof bits);
+  return x;
+}
+
 // e^x to 2e-7 relative; x below -87 counts as -87.
 INLINE Floats exponential(Floats x) {
   x = smaller(larger(x, all(-87.0f)), all(88.0f));

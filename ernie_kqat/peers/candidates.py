@@ -83,7 +83,7 @@ def _ours(model: str, calibration: Split, dev: Split, slim: config.Slim, work: P
     exporter.write_unverified(restore_folder(model, data), tokenizer, dev, work / "fp32")
     assert slim.quant is not None
     restored = exporter.calibrated(restore_folder(model, data), calibration, slim.quant, slim.methods, seed=0)
-    exporter.write_unverified(restored, tokenizer, dev, work / "int8", "native")
+    exporter.write_unverified(restored, tokenizer, dev, work / "int8", config.Export(engine="native"))
 
 
 def _convert(peer: str, python: str, script: Path, folder: Path) -> None:
