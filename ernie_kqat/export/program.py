@@ -2,7 +2,7 @@
 
 Paddle's own load-time INT8 path takes `fc` weight scales over the wrong elements and says nothing (docs/decisions/0001).
 So the program is compiled ahead of time, by Paddle's own passes but with OUR scales, from an fp32 program whose weights
-already lie on their integer grids. The saved file needs only `Config.enable_mkldnn()`.
+already lie on their integer grids. The saved file, with these weights as int8, needs only `Config.enable_mkldnn()`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from paddle.base.framework import IrGraph
 
 from ..errors import UserError
 from ..quantizers.attach import LayerGrid, deployable
+from .integers import store_integers
 
 ENGINE_QMAX = 127  # the engine's scales are 127 / range at any bit width; giving 1 / (127 x step) keeps our integers
 
@@ -84,6 +85,7 @@ def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid]) -> Non
             _fuse_linears(graph)
             _quantize(graph, _scales(graph, grids))
             compiled = graph.to_program()
+            store_integers(compiled, scope)
             block = compiled.global_block()
             paddle.static.save_inference_model(
                 str(target),
