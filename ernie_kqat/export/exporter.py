@@ -25,6 +25,7 @@ from . import native as native_program
 from . import program
 from .verify import verify
 
+DEFAULTS = config.Export()
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -93,7 +94,7 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         new, plain = Path(scratch, "new"), Path(scratch, "fp32")
-        write_unverified(restored, tokenizer, split, new, limits.engine)
+        write_unverified(restored, tokenizer, split, new, limits)
         write_unverified(restore_folder(restored.fp32, restored.data), tokenizer, split, plain)
         verification = verify(restored, split, new, plain, limits)
         manifest = artifact.read_manifest(new)
@@ -106,23 +107,26 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
     return {**manifest, "folder": str(target)}
 
 
-def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path, engine: str = "paddle") -> None:
+def write_unverified(
+    restored: Restored, tokenizer, split: Split, folder: Path, settings: config.Export = DEFAULTS
+) -> None:
     """An artifact folder, not yet verified; for engine `native` with the native program beside the plain one."""
     folder.mkdir()
     stem = folder / Path(artifact.MODEL).stem
     if restored.quant is None:
         program.save_fp32(restored.model, stem)
     else:
-        program.save_int8(restored.model, stem)
+        program.save_int8(restored.model, stem, rewrites=settings.rewrites)
     for name in TOKENIZER_FILES:
         if (restored.vocabulary / name).is_file():
             shutil.copyfile(restored.vocabulary / name, folder / name)
     inputs, output = program.names(stem)
     files.write_text(folder / artifact.SERVING_CONF, serving_conf(inputs, output, len(restored.labels)))
-    settings = restored.model.config
-    if engine == "native" and restored.quant is None:
+    shape = restored.model.config
+    native_too = settings.engine == "native"
+    if native_too and restored.quant is None:
         raise UserError("Export.engine: native: the model is not quantized; it is for INT8 (Slim.quant)")
-    entry = {artifact.NATIVE: write_native(restored.model, folder, restored.labels)} if engine == "native" else {}
+    entry = {artifact.NATIVE: write_native(restored.model, folder, restored.labels)} if native_too else {}
     fields = {
         "ernie_kqat": __version__,
         "paddle": paddle.__version__,
@@ -131,8 +135,8 @@ def write_unverified(restored: Restored, tokenizer, split: Split, folder: Path, 
         "pair": split.pairs is not None,
         "max_length": restored.data.max_length,
         "pad_token_id": restored.pad_token_id,
-        "vocab_size": settings.vocab_size,
-        "type_vocab_size": settings.type_vocab_size,
+        "vocab_size": shape.vocab_size,
+        "type_vocab_size": shape.type_vocab_size,
         "tokenizer": {"kind": tokenizer.kind, "do_lower_case": getattr(tokenizer, "do_lower_case", True)},
         "inputs": inputs,
         "output": output,

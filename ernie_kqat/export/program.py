@@ -20,9 +20,11 @@ import paddle
 from paddle.base import core
 from paddle.base.framework import IrGraph
 
+from .. import config
 from ..errors import UserError
 from ..quantizers.attach import LayerGrid, deployable
 from .integers import store_integers
+from .rewrites import ALL, rewrite_model, rewrite_program
 
 ENGINE_QMAX = 127  # the engine's scales are 127 / range at any bit width; giving 1 / (127 x step) keeps our integers
 
@@ -49,13 +51,16 @@ def save_fp32(model: paddle.nn.Layer, path: Path, input_spec: list | None = None
     )  # training metadata; inference has no use for it
 
 
-def save_int8(model: paddle.nn.Layer, path: Path, input_spec: list | None = None) -> None:
+def save_int8(
+    model: paddle.nn.Layer, path: Path, input_spec: list | None = None, rewrites: config.Rewrites = ALL
+) -> None:
     """Write the oneDNN INT8 program of a quantized model; both files appear whole or not at all."""
     plain, grids = deployable(model)
+    rewrite_model(plain, rewrites)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         save_fp32(plain, Path(folder, "fp32"), input_spec)
-        compile_int8(Path(folder, "fp32"), Path(folder, "int8"), grids)
+        compile_int8(Path(folder, "fp32"), Path(folder, "int8"), grids, rewrites)
         for suffix in (".pdmodel", ".pdiparams"):
             shutil.move(str(Path(folder, f"int8{suffix}")), path.with_name(path.name + suffix))
 
@@ -69,7 +74,7 @@ def names(path: Path) -> tuple[list[str], str]:
     return [name for _, name in feeds], output
 
 
-def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid]) -> None:
+def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid], rewrites: config.Rewrites = ALL) -> None:
     """fp32 program with on-grid weights -> INT8 program. `grids` is keyed by weight parameter name.
 
     A Linear without a grid stays in fp32. Raises RuntimeError if a grid finds no `fc` of its name: an internal error,
@@ -85,6 +90,7 @@ def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid]) -> Non
             _fuse_linears(graph)
             _quantize(graph, _scales(graph, grids))
             compiled = graph.to_program()
+            rewrite_program(compiled, rewrites)
             store_integers(compiled, scope)
             block = compiled.global_block()
             paddle.static.save_inference_model(
@@ -93,6 +99,7 @@ def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid]) -> Non
                 [block.var(fetch.name) for fetch in fetches],
                 executor,
                 program=compiled,
+                clip_extra=False,  # else a fused activation is lost, and nothing says so
             )
 
 
@@ -104,9 +111,9 @@ def _apply(graph: IrGraph, name: str, **attributes) -> None:
 
 
 def _fuse_linears(graph: IrGraph) -> None:
-    # fc_act_mkldnn_fuse_pass must not run here: the fused GELU would not survive saving. The predictor fuses at load.
     _apply(graph, "mkldnn_placement_pass", mkldnn_enabled_op_types=set())
     _apply(graph, "is_test_pass")
+    _apply(graph, "simplify_with_basic_ops_pass")
     _apply(graph, "gpu_cpu_map_matmul_v2_to_mul_pass")
     _apply(graph, "fc_fuse_pass", use_gpu=False, use_fc_padding=False)
     _apply(graph, "fc_mkldnn_pass")
