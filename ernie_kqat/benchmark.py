@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from .machine import machine, versions
 if TYPE_CHECKING:
     from .predictor import Predictor, TokenIds
 
-__all__ = ["latency_ms", "machine", "versions"]
+__all__ = ["latency_ms", "load_ms", "machine", "versions"]
 
 Rows = Sequence["tuple[TokenIds, TokenIds]"]
 
@@ -66,6 +66,18 @@ def latency_ms(
             for name in predictors:
                 found[name].update(_figures(size, np.array(calls[name]), len(rows[name])))
     return found
+
+
+def load_ms(loads: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+    """The median of `repeats` milliseconds that each function takes, called in turn after one call of each to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in loads}
+    for repeat in range(repeats + 1):
+        for name, load in loads.items():
+            start = time.perf_counter()
+            load()
+            if repeat:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: float(np.median(found)) for name, found in times.items()}
 
 
 def _pass(predictor: Predictor, rows: Rows, size: int) -> np.ndarray:

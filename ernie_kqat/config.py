@@ -154,6 +154,18 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Rewrites:
+    """Of the deployed program; each leaves out work, and no answer changes."""
+
+    first_token: bool = option(
+        True, "in the last layer, after keys and values, only the first token, which is all that is read"
+    )
+    positions: bool = option(True, "position embeddings as a slice of their table")
+    activations: bool = option(True, "GELU and tanh written as int8 where the next layer reads that")
+    context: bool = option(True, "the heads' outputs written as rows of tokens, not transposed afterwards")
+
+
+@dataclass(frozen=True)
 class Export:
     samples: Optional[int] = number(None, 1, 10**9, "rows of the verification data to use; default: all")
     min_agreement: float = number(0.995, 0.0, 1.0, "deployed against simulated labels; under it the export refuses")
@@ -162,6 +174,7 @@ class Export:
     engine: Literal["paddle", "native"] = option(
         "paddle", "native: also a program of our own operator, which is faster and needs to be built (docs/native.md)"
     )
+    rewrites: Rewrites = field(default_factory=Rewrites)
 
 
 @dataclass(frozen=True)

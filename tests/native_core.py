@@ -52,7 +52,8 @@ class Core:
         arguments: list = [_at(shape), len(shape), _at(exact), len(exact), _at(rounding), _at(epsilon), len(epsilon)]
         for name in ARRAYS:
             array = self.arrays[name]
-            arguments += [_at(array), ctypes.c_int64(len(array))]
+            integers = [int(array.dtype == np.int8)] if name == "words" else []
+            arguments += [_at(array), *integers, ctypes.c_int64(len(array))]
         message = ctypes.create_string_buffer(300)
         arguments += [_at(ids), _at(types), len(ids), ids.shape[1], threads, _at(out), isa.encode(), message, 300]
         if self._library.run_encoder(*arguments):

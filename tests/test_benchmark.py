@@ -1,6 +1,7 @@
 """The latency figures: what is a median of what, whose turn it is, and the tool that prints them."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,6 +56,18 @@ def test_predictors_take_turns(clock):
     found = benchmark.latency_ms(predictors, ROWS, (4,), repeats=2)
     assert [name for name, _, _ in log] == list("ababab")
     assert found["b"]["batch_4"] == pytest.approx(4 * found["a"]["batch_4"])
+
+
+def test_loads_take_turns_after_a_warm_up(clock):
+    log = []
+
+    def load(name, ms):
+        log.append(name)
+        clock.now += (ms + 50 * (log.count(name) == 1)) / 1e3
+
+    found = benchmark.load_ms({name: partial(load, name, ms) for name, ms in (("a", 3), ("b", 20))}, repeats=2)
+    assert found == {"a": pytest.approx(3), "b": pytest.approx(20)}
+    assert log == list("ababab")
 
 
 def test_a_slow_machine_gets_no_more_passes_than_are_enough(clock):

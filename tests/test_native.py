@@ -23,7 +23,7 @@ from tiny_ernie import make_tiny_ernie
 from ernie_kqat import KurtosisQAT, Predictor, UserError, artifact, native
 from ernie_kqat.export import native as export_native
 from ernie_kqat.models.loading import load_classifier
-from ernie_kqat.quantizers.attach import add_smoothing, input_of, quantized_linears, smooth
+from ernie_kqat.quantizers.attach import add_smoothing, deployable, input_of, quantized_linears, smooth
 
 COMPILER = os.environ.get("CXX", "g++")
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler here")
@@ -129,6 +129,24 @@ def test_long_inputs_by_every_instruction_set(core, tmp_path, shape):
     expected = simulated(model, ids, types)
     for isa in encoder.isas:
         assert close(encoder.logits(ids, types, isa), expected), isa
+
+
+@pytest.mark.parametrize("granularity", ["row", "tensor"])
+def test_low_bit_words_are_int8_and_the_same_in_every_bit(core, tmp_path, granularity):
+    model = quantized(tmp_path / "m", {"embedding": {"granularity": granularity}})
+    case = case_of(model)
+    rows = len(case["words"])
+    assert case["words"].dtype == np.int8
+    words = case["words"].astype(np.float32) * case["floats"][:rows, None]
+    np.testing.assert_array_equal(words, deployable(model)[0].ernie.embeddings.word_embeddings.weight.numpy())
+    as_floats = {**case, "words": words, "floats": case["floats"][rows:]}
+    ids, types = batch_of(random_rows(40, rows, seed=2))
+    for isa in Core(core, case).isas:
+        found = Core(core, case).logits(ids, types, isa)
+        np.testing.assert_array_equal(found, Core(core, as_floats).logits(ids, types, isa))
+        assert close(found, simulated(model, ids, types))
+    with pytest.raises(ValueError, match="less than its shape needs"):
+        Core(core, {**as_floats, "words": case["words"]}).logits(ids, types)
 
 
 def test_every_length_alone_and_padded(core, tmp_path):

@@ -17,6 +17,7 @@ from running import serve
 
 from ernie_kqat import Predictor, UserError, artifact, config, files, quantizers, strict
 from ernie_kqat.config import WeightQuant
+from ernie_kqat.export.integers import integers_of
 from ernie_kqat.home import home
 from ernie_kqat.packed import codes, expand, grid, pack, parameters
 from ernie_kqat.quantizers import WeightQuantizer
@@ -64,6 +65,15 @@ def test_every_quantizers_weight_has_its_bits_and_comes_back_exactly(kind, granu
     assert len(coded.indices) == (matrix.size * coded.bits + 7) // 8
     assert len(coded.step) == {"matrix": 1, "column": matrix.shape[1], "row": matrix.shape[0]}[group]
     same_bits(codes.decode(coded), matrix)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_int8_matrices_take_as_few_bits(kind, granularity):
+    q, _ = integers_of(deployed(kind, granularity))
+    coded = codes.encode(q)
+    assert coded.bits == KINDS[kind][1]
+    np.testing.assert_array_equal(codes.decode(coded), q)
 
 
 def test_bits_are_written_from_the_lowest_up():
@@ -157,7 +167,7 @@ def test_paddles_parameters_are_read_and_written_as_they_are(tiny_int8):
     content = (tiny_int8 / artifact.PARAMS).read_bytes()
     tensors = parameters.read(content)
     assert parameters.write(tensors) == content
-    assert {(one.type, len(one.data) == 4 * int(np.prod(one.shape))) for one in tensors} == {(5, True)}
+    assert {(one.type, len(one.data) // int(np.prod(one.shape))) for one in tensors} == {(5, 4), (21, 1)}
     large = parameters.Parameter(21, (300, 1, 70000), b"")
     assert parameters.write([large])[20:28] == bytes([0x08, 21, 0x10, 0xAC, 0x02, 0x10, 0x01, 0x10])
     assert parameters.read(parameters.write([parameters.Parameter(3, (), b"12345678")]))[0].shape == ()
@@ -317,6 +327,7 @@ def set_shape(*shape):
         (drop("files/vocab.txt"), "vocab.txt: listed in manifest.json but missing"),
         (drop("parameters/steps"), "its parameters cannot be read: 'parameters/steps'"),
         (drop("packed.json"), "a zip without packed.json: not a packed artifact"),
+        (set_part("parameters/steps", lambda part: struct.pack("<f", 1e9) + part[4:]), "values beyond int8"),
         (set_part("parameters/steps", lambda part: part[:-4]), "4 bytes of steps, of which|of steps, of which"),
         (set_part("parameters/values", lambda part: part + b"1"), "values: more than the parameters take"),
         (set_part("parameters/values", lambda part: part[:-1] + b"1"), "its sha256 is not the one in manifest.json"),
@@ -325,7 +336,7 @@ def set_shape(*shape):
         (set_grid(bits=9), "9 is not a whole number in 1..8"),
         (set_grid(bits=True), "True is not a whole number"),
         (set_grid(group="layer"), "a step for each layer"),
-        (set_grid(levels=[7, 2]), "levels of 7 groups, where there are 32"),
+        (set_grid(group="column", levels=[7, 2]), "levels of 7 groups, where there are 32"),
         (set_grid(levels=[1, 2]), "levels"),
         (set_shape(1 << 40, 3), "is not a whole number in 0.."),
         (set_shape(1 << 31, 1 << 31), "over 4294967296 bytes of parameters"),

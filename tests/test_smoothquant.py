@@ -131,12 +131,12 @@ def test_the_fp32_function_stays_and_the_quantized_one_comes_nearer(tiny_ernie):
 def test_deployed_it_equals_its_simulation_with_one_quantize_operator_for_q_k_v(tmp_path, tiny_ernie, quant):
     model = quantized(outliers(tiny_ernie), SmoothQuant(), **quant)
     ids, types = BATCHES[0]["input_ids"], BATCHES[0]["token_type_ids"]
-    program.save_int8(model, tmp_path / "m")
+    program.save_int8(model, tmp_path / "m", rewrites=config.Rewrites(first_token=False, activations=False))
     simulated = logits(model)
     assert np.abs(run(tmp_path / "m", ids, types) - simulated).max() < 0.02 * simulated.std()
     with program.static_mode():
         block = paddle.static.deserialize_program((tmp_path / "m.pdmodel").read_bytes()).global_block()
-    kinds = [op.type for op in block.ops]
+    kinds = [op.type for op in block.ops if not any(name.endswith(".step") for name in op.input_arg_names)]
     assert kinds.count("quantize") == 2 * 4 + 2  # q k v, out, linear1, linear2; pooler, classifier
     assert kinds.count("elementwise_mul") == 2 * 3  # q k v, linear1, linear2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from ernie_kqat import benchmark, cli, files
@@ -19,6 +20,7 @@ DATA is a file (.tsv .csv .jsonl, or .txt with a sentence a line) or a folder wi
 models take turns, pass by pass, so that what else the machine does falls on all of them. Give the same model twice to see
 the noise.
 `spread` is (slowest pass - fastest pass) / median: smaller differences mean nothing. Tokenization is not included.
+`load` is the time from the folder to a predictor that is ready, its files' hashes checked.
 The last line of the output is JSON with all figures, the machine and the versions.
 
 --against: the model is an fp32 folder (of PaddleNLP), DIR has train and dev files. Every engine is made of that one model,
@@ -110,16 +112,18 @@ def measure(arguments: argparse.Namespace, sizes: list[int]) -> dict:
     path = find_file(path, "dev", None) if path.is_dir() else path
     examples = read_examples(path, arguments.text, arguments.text_pair, require_label=False)[: arguments.rows]
     texts, pairs = [example.text for example in examples], [example.text_pair for example in examples]
-    predictors, encoded, tokens = {}, {}, {}
+    predictors, encoded, tokens, loads = {}, {}, {}, {}
     engines = arguments.engine or ["auto"] * len(arguments.model)
     for number, (folder, engine) in enumerate(zip(arguments.model, engines), 1):
         name = f"{folder} ({number})" if folder in predictors else folder
-        predictors[name] = Predictor(folder, arguments.threads, allow_unverified=True, engine=engine)
+        loads[name] = partial(Predictor, folder, arguments.threads, allow_unverified=True, engine=engine)
+        predictors[name] = loads[name]()
         if predictors[name].pair and None in pairs:
             raise UserError(f"{folder}: a model of pairs, and {arguments.data} has no second sentence (--text-pair)")
         rows = predictors[name].encode(texts, pairs if predictors[name].pair else None)
         encoded[name] = [(row.input_ids, row.token_type_ids) for row in rows]
         tokens[name] = sum(len(row.input_ids) for row in rows) / len(rows)
+    load_ms = benchmark.load_ms(loads, arguments.repeats)
     found = benchmark.latency_ms(predictors, encoded, sizes, arguments.repeats)
     return {
         "data": str(path),
@@ -129,7 +133,12 @@ def measure(arguments: argparse.Namespace, sizes: list[int]) -> dict:
         "machine": benchmark.machine(),
         "versions": benchmark.versions(),
         "models": {
-            name: {"engine": _engine(predictors[name]), "mean_tokens": round(tokens[name], 1), **figures}
+            name: {
+                "engine": _engine(predictors[name]),
+                "mean_tokens": round(tokens[name], 1),
+                "load_ms": load_ms[name],
+                **figures,
+            }
             for name, figures in found.items()
         },
     }
@@ -141,7 +150,7 @@ def _engine(predictor) -> str:
 
 def table(models: dict[str, dict], sizes: list[int]) -> list[str]:
     """Milliseconds a sentence; one model a line."""
-    titles = {"engine": "engine"}
+    titles = {"engine": "engine", "load_ms": "load: ms"}
     for size in sizes:
         titles[f"batch_{size}"] = f"batch {size}: ms"
         if size == 1:
@@ -159,7 +168,7 @@ def _cell(key: str, value: float | str) -> str:
         return value
     if key.endswith("_spread"):
         return f"{value:.0%}"
-    return f"{value:.0f}" if key.endswith("_per_second") else f"{value:.2f}"
+    return f"{value:.0f}" if key == "load_ms" or key.endswith("_per_second") else f"{value:.2f}"
 
 
 if __name__ == "__main__":

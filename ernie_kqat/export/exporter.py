@@ -128,7 +128,7 @@ def write_unverified(
         qdq.save(restored.model, stem)
         tensorrt.collect_shapes(folder, [len(ids) for ids in split.input_ids], restored.data.max_length)
     else:
-        program.save_int8(restored.model, stem)
+        program.save_int8(restored.model, stem, rewrites=settings.rewrites)
     for name in TOKENIZER_FILES:
         if (restored.vocabulary / name).is_file():
             shutil.copyfile(restored.vocabulary / name, folder / name)

@@ -16,6 +16,7 @@ from .. import native
 from ..errors import UserError
 from ..quantizers import numeric
 from ..quantizers.attach import FittedLinear, LayerGrid, deployable
+from .integers import integers_of
 from .program import static_mode
 
 LANES, WIDTH = 16, 64
@@ -26,7 +27,10 @@ FLOAT, INT8, SMOOTHED, SMOOTHED_ALIKE = range(4)  # encoder.h's Exact
 
 @dataclass
 class Contents:
-    """`shape`, `exact`, `rounding`, `epsilon`: see encoder.h. The lists of arrays are flat, in the operator's order."""
+    """`shape`, `exact`, `rounding`, `epsilon`: see encoder.h. The lists of arrays are flat, in the operator's order.
+
+    `words`: float32, or int8 where they are low-bit.
+    """
 
     shape: list[int]
     words: np.ndarray
@@ -71,6 +75,7 @@ def contents(model: paddle.nn.Layer) -> Contents:
         ],
         *_tables(ernie.embeddings),
     )
+    packer.words(found)
     packer.norm(found, ernie.embeddings.layer_norm)
     for layer in layers:
         attention = layer.self_attn
@@ -114,6 +119,13 @@ class _Packer:
     heads: int
     head_width: int
     smoothing: np.ndarray | None = None  # of the last Linear that has any
+
+    def words(self, to: Contents) -> None:
+        """As int8 where they lie on the grids of their rows; the steps are the first floats then."""
+        q, step = integers_of(to.words) or (to.words, np.zeros(2))
+        if step.ndim == 2 or step.size == 1:
+            to.words = q
+            to.floats.append(np.broadcast_to(step.reshape(-1), [len(q)]))
 
     def norm(self, to: Contents, layer: paddle.nn.LayerNorm) -> None:
         to.epsilon.append(float(layer._epsilon))

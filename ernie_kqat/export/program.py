@@ -2,7 +2,7 @@
 
 Paddle's own load-time INT8 path takes `fc` weight scales over the wrong elements and says nothing (docs/decisions/0001).
 So the program is compiled ahead of time, by Paddle's own passes but with OUR scales, from an fp32 program whose weights
-already lie on their integer grids. The saved file needs only `Config.enable_mkldnn()`.
+already lie on their integer grids. The saved file, with these weights as int8, needs only `Config.enable_mkldnn()`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ import paddle
 from paddle.base import core
 from paddle.base.framework import IrGraph
 
+from .. import config
 from ..errors import UserError
 from ..quantizers.attach import LayerGrid, deployable
+from .integers import store_integers
+from .rewrites import ALL, rewrite_model, rewrite_program
 
 # Of a program's file to another's, with the grids by weight parameter name; of a loaded program and its parameters.
 Compiler = Callable[[Path, Path, dict[str, LayerGrid]], None]
@@ -52,16 +55,28 @@ def save_fp32(model: paddle.nn.Layer, path: Path, input_spec: list | None = None
     )  # training metadata; inference has no use for it
 
 
-def save_int8(model: paddle.nn.Layer, path: Path, input_spec: list | None = None) -> None:
+def save_int8(
+    model: paddle.nn.Layer, path: Path, input_spec: list | None = None, rewrites: config.Rewrites = ALL
+) -> None:
     """Write the oneDNN INT8 program of a quantized model; both files appear whole or not at all."""
-    save_quantized(model, path, compile_int8, input_spec)
+
+    def compiler(source: Path, target: Path, grids: dict[str, LayerGrid]) -> None:
+        compile_int8(source, target, grids, rewrites)
+
+    save_quantized(model, path, compiler, input_spec, rewrites)
 
 
 def save_quantized(
-    model: paddle.nn.Layer, path: Path, compiler: Compiler, input_spec: list | None = None
+    model: paddle.nn.Layer,
+    path: Path,
+    compiler: Compiler,
+    input_spec: list | None = None,
+    rewrites: config.Rewrites | None = None,
 ) -> dict[str, LayerGrid]:
     """Write what `compiler` makes of a quantized model's plain program, as `save_int8` does. Returns the layers' grids."""
     plain, grids = deployable(model)
+    if rewrites is not None:
+        rewrite_model(plain, rewrites)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         save_fp32(plain, Path(folder, "fp32"), input_spec)
@@ -80,7 +95,7 @@ def names(path: Path) -> tuple[list[str], str]:
     return [name for _, name in feeds], output
 
 
-def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid]) -> None:
+def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid], rewrites: config.Rewrites = ALL) -> None:
     """fp32 program with on-grid weights -> INT8 program. `grids` is keyed by weight parameter name.
 
     A Linear without a grid stays in fp32. Raises RuntimeError if a grid finds no `fc` of its name: an internal error,
@@ -92,7 +107,10 @@ def compile_int8(source: Path, target: Path, grids: dict[str, LayerGrid]) -> Non
         graph.graph.set_not_owned("__param_scope__", scope)
         _fuse_linears(graph)
         _quantize(graph, _scales(graph, grids))
-        return graph.to_program()
+        compiled = graph.to_program()
+        rewrite_program(compiled, rewrites)
+        store_integers(compiled, scope)
+        return compiled
 
     rewrite(source, target, change)
 
@@ -113,6 +131,7 @@ def rewrite(source: Path, target: Path, change: Change) -> None:
                 [block.var(name) for name in outputs],
                 executor,
                 program=changed,
+                clip_extra=False,  # else a fused activation is lost, and nothing says so
             )
 
 
@@ -135,9 +154,9 @@ def _apply(graph: IrGraph, name: str, **attributes) -> None:
 
 
 def _fuse_linears(graph: IrGraph) -> None:
-    # fc_act_mkldnn_fuse_pass must not run here: the fused GELU would not survive saving. The predictor fuses at load.
     _apply(graph, "mkldnn_placement_pass", mkldnn_enabled_op_types=set())
     _apply(graph, "is_test_pass")
+    _apply(graph, "simplify_with_basic_ops_pass")
     _apply(graph, "gpu_cpu_map_matmul_v2_to_mul_pass")
     _apply(graph, "fc_fuse_pass", use_gpu=False, use_fc_padding=False)
     _apply(graph, "fc_mkldnn_pass")

@@ -54,6 +54,8 @@ class Reader {
             "the program holds more than its shape needs");
   }
 
+  const float* floats(int64_t count) { return take(c_.floats, c_.float_count, floats_, count); }
+
  private:
   template <class T>
   static const T* take(const T* from, int64_t total, int64_t& used, int64_t count) {
@@ -62,7 +64,6 @@ class Reader {
     used += count;
     return found;
   }
-  const float* floats(int64_t count) { return take(c_.floats, c_.float_count, floats_, count); }
 
   const Contents& c_;
   size_t linears_ = 0, norms_ = 0;
@@ -95,12 +96,15 @@ Encoder assemble(const Contents& c) {
   e.vocabulary = int(c.word_rows);
   e.positions = int(c.place_rows);
   e.types = int(c.kind_rows);
+  require((c.words == nullptr) != (c.word_integers == nullptr), "the program needs words as floats or as integers");
   e.words = c.words;
+  e.word_integers = c.word_integers;
   e.places = c.places;
   e.kinds = c.kinds;
   const int hidden = padded(e.hidden, WIDTH), intermediate = padded(e.intermediate, WIDTH);
   const int attention = padded(e.heads * padded(e.head_width, LANES), WIDTH);
   Reader reader(c);
+  if (e.word_integers) e.word_steps = reader.floats(e.vocabulary);
   e.embedded = reader.norm(hidden);
   for (int l = 0; l < layers; l++) {
     Layer layer;

@@ -115,15 +115,24 @@ class Pass {
     float* rows = s_.rows.get(0);
     for (int r = from(block_.rows()); r < to(block_.rows()); r++) {
       float* row = rows + int64_t(r) * hidden_;
-      const float* word = e_.words + int64_t(block_.ids[r]) * e_.hidden;
       const float* place = e_.places + int64_t(block_.positions[r]) * e_.hidden;
       const float* kind = e_.kinds + int64_t(block_.types[r]) * e_.hidden;
-      for (int i = 0; i < e_.hidden; i++) row[i] = word[i] + place[i] + kind[i];
+      look_up(block_.ids[r], row);
+      for (int i = 0; i < e_.hidden; i++) row[i] = row[i] + place[i] + kind[i];
       std::memset(row + e_.hidden, 0, sizeof(float) * (hidden_ - e_.hidden));
       k_.normalize(row, e_.hidden, e_.embedded);
       quantize(row, e_.layers[0].query, s_.bytes.get(0) + int64_t(r) * hidden_);
     }
     wait();
+  }
+
+  void look_up(int id, float* row) const {
+    const int64_t at = int64_t(id) * e_.hidden;
+    if (!e_.word_integers) {
+      std::memcpy(row, e_.words + at, sizeof(float) * e_.hidden);
+      return;
+    }
+    for (int i = 0; i < e_.hidden; i++) row[i] = float(e_.word_integers[at + i]) * e_.word_steps[id];
   }
 
   void quantize(const float* row, const Linear& linear, uint8_t* bytes) const {

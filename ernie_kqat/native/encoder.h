@@ -54,6 +54,8 @@ struct Encoder {
   int64_t pad_token;
   Activation activation;
   const float *words, *places, *kinds;  // embeddings [vocabulary, hidden], [positions, hidden], [types, hidden]
+  const int8_t* word_integers;          // words in place of `words`: integers x the step of a row
+  const float* word_steps;              // [vocabulary]
   Norm embedded;
   std::vector<Layer> layers;
   Linear pooler, classifier;
@@ -69,6 +71,7 @@ struct Contents {
   std::vector<float> rounding;  // 4 for each Linear
   std::vector<float> epsilon;   // 1 for each Norm
   const float *words, *places, *kinds;
+  const int8_t* word_integers;  // or null; then `words` is null, and `floats` begins with the step of each row
   int64_t word_rows, place_rows, kind_rows;
   const int8_t* integers;
   const float* floats;

@@ -21,14 +21,17 @@ std::vector<Tensor> classify(const Tensor& ids, const Tensor& types, const Tenso
   require_type(ids, paddle::DataType::INT64, 2, "input_ids");
   require_type(types, paddle::DataType::INT64, 2, "token_type_ids");
   if (ids.shape() != types.shape()) PD_THROW("input_ids and token_type_ids: of different shapes");
-  for (const Tensor* table : {&words, &places, &kinds}) require_type(*table, paddle::DataType::FLOAT32, 2, "an embedding");
+  const bool low_bit = words.dtype() == paddle::DataType::INT8;
+  require_type(words, low_bit ? paddle::DataType::INT8 : paddle::DataType::FLOAT32, 2, "an embedding");
+  for (const Tensor* table : {&places, &kinds}) require_type(*table, paddle::DataType::FLOAT32, 2, "an embedding");
   require_type(integers, paddle::DataType::INT8, 1, "integers");
   require_type(floats, paddle::DataType::FLOAT32, 1, "floats");
   require_type(shifts, paddle::DataType::INT32, 1, "shifts");
   for (const Tensor* table : {&words, &places, &kinds})
     if (shape.empty() || table->shape()[1] != shape[0]) PD_THROW("an embedding: of another width than the model");
   ernie_kqat::Contents contents = {shape, exact, rounding, epsilon,
-                                   words.data<float>(), places.data<float>(), kinds.data<float>(),
+                                   low_bit ? nullptr : words.data<float>(), places.data<float>(), kinds.data<float>(),
+                                   low_bit ? words.data<int8_t>() : nullptr,
                                    words.shape()[0], places.shape()[0], kinds.shape()[0],
                                    integers.data<int8_t>(), floats.data<float>(), shifts.data<int32_t>(),
                                    integers.numel(), floats.numel(), shifts.numel()};

@@ -35,14 +35,22 @@ class Coded:
 
 
 def encode(matrix: np.ndarray) -> Coded | None:
-    """The shortest code of a float32 [rows, columns] that lies on a grid; None if it does not, or nothing would be saved."""
+    """The shortest code of a float32 [rows, columns] that lies on a grid, or of an int8 one.
+
+    None for floats that lie on none, or would not be smaller.
+    """
+    integers = matrix.dtype == np.int8
+    found: list[Coded] = []
     for group in GROUPS if matrix.size else ():
-        found = recover(_in_groups(matrix, group))
-        if found is not None:
-            q, step = found
-            coded = min((_coded(matrix.shape, group, q, step, own) for own in (False, True)), key=size_bytes)
-            return coded if size_bytes(coded) < matrix.nbytes else None
-    return None
+        recovered = recover(_in_groups(matrix.astype(np.float32), group))
+        if recovered is not None:
+            found += [_coded(matrix.shape, group, *recovered, own) for own in (False, True)]
+            if (
+                not integers
+            ):  # the others are finer; integers lie on all, and each column may have few levels of its own
+                break
+    coded = min(found, key=size_bytes, default=None)
+    return coded if coded is not None and (integers or size_bytes(coded) < matrix.nbytes) else None
 
 
 def decode(coded: Coded) -> np.ndarray:

@@ -28,6 +28,7 @@ FORMAT, VERSION = "ernie_kqat packed artifact", 1
 INDEX, FILES, STREAMS = "packed.json", "files/", ("indices", "levels", "steps", "values")
 LIMIT_BYTES = 1 << 32  # of the file, of all parts together, and of all parameters; ERNIE base has a tenth of it
 INDEX_LIMIT_BYTES, DIMENSIONS = 1 << 24, 8
+INT8_MOST = 128
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 EXPANDED, KEY_DIGITS = "expanded", 32  # folder of the user's cache; of the packed file's sha256, its name there
 # What zipfile raises for a damaged file: its own errors, and those of what it calls without checking.
@@ -196,9 +197,9 @@ def _tensors(described: list, streams: dict[str, bytes]) -> list[Parameter]:
 
 def _matrix(kind: int, shape: tuple[int, ...], grid: dict, take) -> bytes:
     rows, columns = shape
-    if kind != parameters.FLOAT32 or grid["group"] not in codes.GROUPS:
+    if kind not in parameters.MATRICES or grid["group"] not in codes.GROUPS:
         raise ValueError(
-            f"type {kind} with a step for each {grid['group']}; {', '.join(codes.GROUPS)} of float32 are known"
+            f"type {kind} with a step for each {grid['group']}; {', '.join(codes.GROUPS)} of float32 and int8 are known"
         )
     groups = codes.group_count((rows, columns), grid["group"])
     bits, (owners, count) = _whole(grid["bits"], 1, 8), grid["levels"]
@@ -207,7 +208,10 @@ def _matrix(kind: int, shape: tuple[int, ...], grid: dict, take) -> bytes:
     indices = bytes(take("indices", codes.packed_bytes(bits, rows * columns)))
     levels = np.frombuffer(take("levels", owners * _whole(count, 1, 256)), np.int8).reshape(owners, count)
     step = np.frombuffer(take("steps", 4 * groups), "<f4")
-    return codes.decode(Coded((rows, columns), grid["group"], bits, indices, levels, step)).astype("<f4").tobytes()
+    matrix = codes.decode(Coded((rows, columns), grid["group"], bits, indices, levels, step))
+    if kind == parameters.INT8 and not (np.abs(matrix) <= INT8_MOST).all():
+        raise ValueError("an int8 matrix with values beyond int8")
+    return matrix.astype(parameters.MATRICES[kind]).tobytes()
 
 
 def _whole(value: Any, low: int, high: int) -> int:

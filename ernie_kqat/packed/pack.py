@@ -74,10 +74,9 @@ def describe(summary: dict[str, Any]) -> list[str]:
 
 
 def _coded(one: Parameter) -> Coded | None:
-    if one.type != parameters.FLOAT32 or len(one.shape) != 2:
+    if one.type not in parameters.MATRICES or len(one.shape) != 2:
         return None
-    rows, columns = one.shape
-    return codes.encode(np.frombuffer(one.data, "<f4").reshape(rows, columns))
+    return codes.encode(np.frombuffer(one.data, parameters.MATRICES[one.type]).reshape(one.shape))
 
 
 def _described(one: Parameter, code: Coded | None) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import math
 import struct
 from dataclasses import dataclass
 
-FLOAT32 = 5
+FLOAT32, INT8 = 5, 21
+MATRICES = {FLOAT32: "<f4", INT8: "i1"}  # what may lie on a grid
 ITEM_BYTES = {0: 1, 1: 2, 2: 4, 3: 8, 4: 2, FLOAT32: 4, 6: 8, 20: 1, 21: 1, 22: 2}  # by number in framework.proto
 TYPE_FIELD, DIMENSION_FIELD = 0x08, 0x10  # tags of varints
 _HEAD, _SIZE = struct.Struct("<IQI"), struct.Struct("<i")
