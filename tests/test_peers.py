@@ -89,6 +89,8 @@ def test_ratios_are_to_the_best_of_a_peer():
 def test_an_inaccurate_engine_is_not_recommended():
     about, cells = made(TIMES, {"ours native": 0.85})
     assert race.recommended(about, cells) == "ours plain"
+    about["paddle fp32"]["commonest_label"] = 0.95  # the fp32 model knows nothing either
+    assert race.recommended(about, cells) == "ours native"
 
 
 def test_operations_of_a_model():

@@ -10,7 +10,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs/configuration.md"
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, epilog="A test fails where the page is stale. Run it after any change of a config key."
+    ).parse_args()
     files.write_text(PAGE, config.reference())
     print(PAGE)
 

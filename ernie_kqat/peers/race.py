@@ -145,6 +145,7 @@ def _answers(engines: dict[str, _Engine], dev: Split, work: Path) -> dict[str, d
     return {
         name: {
             "accuracy": None if dev.labels is None else accuracy(found, dev.labels),
+            "commonest_label": None if dev.labels is None else float(np.bincount(dev.labels).max() / len(dev)),
             "agreement_with_fp32": comparison(found, logits[FP32])["agreement"],
             **engines[name].ready,
         }
@@ -205,8 +206,10 @@ def summary(about: dict[str, dict[str, Any]], cells: list[dict[str, Any]]) -> di
 
 
 def recommended(about: dict[str, dict[str, Any]], cells: list[dict[str, Any]]) -> str:
-    """The faster of our INT8 engines, of those as accurate as fp32 but for ACCURACY_LOSS (of both, if none is)."""
-    floor = (about[FP32]["accuracy"] or 0.0) - ACCURACY_LOSS
+    """The faster of our INT8 engines, of those as accurate as fp32 but for ACCURACY_LOSS; of both, if none is, or if the fp32
+    model is no better than one that always says the commonest label: its accuracy says nothing."""
+    accuracy, commonest = about[FP32]["accuracy"] or 0.0, about[FP32].get("commonest_label") or 0.0
+    floor = accuracy - ACCURACY_LOSS if accuracy > commonest else 0.0
     good = [name for name in (NATIVE, PLAIN) if (about[name]["accuracy"] or 0.0) >= floor] or [NATIVE, PLAIN]
     return min(good, key=lambda name: geomean([_best(cell, [name]) for cell in cells]))
 
