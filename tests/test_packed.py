@@ -221,6 +221,19 @@ def test_a_packed_artifact_answers_the_same_in_every_bit(tmp_path, tiny_ernie, k
     assert packed.predict(["a good film"]) == plain.predict(["a good film"])
 
 
+def test_an_artifact_with_a_native_program_is_packed_whole(tiny_int8, tmp_path):
+    folder = Path(shutil.copytree(tiny_int8, tmp_path / "both"))
+    (folder / artifact.NATIVE).mkdir()
+    (folder / artifact.NATIVE / artifact.PARAMS).write_bytes(b"its parameters")
+    fields = {key: value for key, value in artifact.read_manifest(folder).items() if key not in ("format", "files")}
+    names = [name for name in artifact.contents(folder) if name != artifact.MANIFEST]
+    artifact.write_manifest(folder, {**fields, artifact.NATIVE: {"output": "logits"}}, names)
+    pack.pack(folder, tmp_path / "both.kqat")
+    found = expand.folder_of(tmp_path / "both.kqat")
+    assert sorted(artifact.contents(found)) == sorted(artifact.contents(folder))
+    assert (found / artifact.NATIVE / artifact.PARAMS).read_bytes() == b"its parameters"
+
+
 @pytest.fixture(scope="module")
 def packed(tiny_int8, tmp_path_factory):
     """The tiny INT8 artifact, packed; read only."""
@@ -322,6 +335,9 @@ def set_shape(*shape):
         (set_part("files/a.exe", b""), "holds a.exe, which its manifest.json does not list"),
         (set_part("files/../a", b""), "unknown part 'files/../a'"),
         (set_part("files/.a", b""), "unknown part 'files/.a'"),
+        (set_part("files/other/a", b""), "unknown part 'files/other/a'"),
+        (set_part("files/native/../../a", b""), "unknown part"),
+        (set_part("files/native/a", b""), "holds native/a, which its manifest.json does not list"),
         (set_part("/tmp/a", b""), "unknown part '/tmp/a'"),
         (set_part("parameters/more", b""), "unknown part 'parameters/more'"),
         (drop("files/vocab.txt"), "vocab.txt: listed in manifest.json but missing"),

@@ -29,7 +29,7 @@ INDEX, FILES, STREAMS = "packed.json", "files/", ("indices", "levels", "steps", 
 LIMIT_BYTES = 1 << 32  # of the file, of all parts together, and of all parameters; ERNIE base has a tenth of it
 INDEX_LIMIT_BYTES, DIMENSIONS = 1 << 24, 8
 INT8_MOST = 128
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+SAFE_NAME = re.compile(rf"(?:{artifact.NATIVE}/)?[A-Za-z0-9_][A-Za-z0-9._-]*")
 EXPANDED, KEY_DIGITS = "expanded", 32  # folder of the user's cache; of the packed file's sha256, its name there
 # What zipfile raises for a damaged file: its own errors, and those of what it calls without checking.
 DAMAGE = (
@@ -94,13 +94,15 @@ def expand_content(content: bytes, name: str, folder: Path) -> None:
         for part, content in parts.items():
             if not (part.startswith(FILES) and SAFE_NAME.fullmatch(part[len(FILES) :])):
                 raise UserError(f"{name}: unknown part {part!r}")
-            (new / part[len(FILES) :]).write_bytes(content)
+            target = new / part[len(FILES) :]
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(content)
         (new / artifact.PARAMS).write_bytes(parameters.write(tensors))
         try:
             manifest = artifact.read_manifest(new)
         except UserError as error:
             raise UserError(f"{name}: it expands to no whole artifact: {error}") from None
-        extra = {file.name for file in new.iterdir()} - {artifact.MANIFEST, *manifest["files"]}
+        extra = set(artifact.contents(new)) - {artifact.MANIFEST, *manifest["files"]}
         if extra:
             raise UserError(f"{name}: holds {', '.join(sorted(extra))}, which its {artifact.MANIFEST} does not list")
 

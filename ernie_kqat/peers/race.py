@@ -101,11 +101,9 @@ class _Engine:
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the answer says why
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the answer says why
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
