@@ -2,7 +2,7 @@
 
 It computes nothing. For each message of the front, which brings a socket's descriptor, it forks a worker; the process in
 between ends, so that the worker becomes a child of the front (its subreaper) and does not depend on this one. Where a model is
-for TensorRT it loads nothing: workers do, each for itself.
+for TensorRT, or workers have several threads, it loads nothing: workers do, each for itself.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ def main(descriptor: int, front: int) -> None:
 
 
 def _load_shared(asked: dict[str, Any]) -> tuple[list[Pipeline], str] | None:
-    """`_load_all`; None where each worker has to load for itself, because a process's hold on a GPU does not survive a fork."""
+    """`_load_all`; None where each worker has to load for itself: a process's hold on a GPU does not survive a fork, nor does a
+    team of OpenMP threads, which Paddle starts when it unfolds int8 weights.
+    """
+    if asked["threads"] > 1:
+        return None
     try:
         engines = {artifact.read_manifest(model["folder"], check_hashes=False)["engine"] for model in asked["models"]}
     except UserError as error:
