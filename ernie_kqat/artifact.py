@@ -101,6 +101,18 @@ def is_native(manifest: dict[str, Any]) -> bool:
     return NATIVE in manifest
 
 
+def has_plain(manifest: dict[str, Any]) -> bool:
+    """Whether the artifact holds the plain program: `Export.plain: false` leaves it out."""
+    return MODEL in manifest["files"]
+
+
+def drop_plain(folder: Path, manifest: dict[str, Any]) -> None:
+    """Take the plain program out of the folder and of the manifest's list of files; the manifest is not written."""
+    for name in (MODEL, PARAMS):
+        (folder / name).unlink()
+        del manifest["files"][name]
+
+
 def is_artifact(folder: str | Path) -> bool:
     """Whether the folder has a manifest."""
     return Path(folder, MANIFEST).is_file()

@@ -174,6 +174,10 @@ class Export:
     engine: Literal["paddle", "native"] = option(
         "paddle", "native: also a program of our own operator, which is faster and needs to be built (docs/native.md)"
     )
+    plain: bool = option(
+        True,
+        "false, with engine native: the plain program is verified and then left out; half the size, and no way round",
+    )
     rewrites: Rewrites = field(default_factory=Rewrites)
 
 

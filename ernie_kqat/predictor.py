@@ -248,6 +248,8 @@ def choose_engine(folder: Path, manifest: dict[str, Any], engine: str) -> str:
     """`native`, `paddle` or `tensorrt`, of what `engine` allows: `auto`, `native` or `paddle`."""
     if engine not in CHOICES:
         raise UserError(f"engine: {engine!r} is not one of {', '.join(CHOICES)}")
+    if not artifact.has_plain(manifest):
+        return _only_native(folder, engine)
     if engine == "paddle":
         return engine
     if not artifact.is_native(manifest):
@@ -265,6 +267,15 @@ def choose_engine(folder: Path, manifest: dict[str, Any], engine: str) -> str:
     if reason:
         log.warning("%s: the plain program runs, which is slower: %s", folder, reason)
     return "paddle" if reason else "native"
+
+
+def _only_native(folder: Path, engine: str) -> str:
+    reason = "engine: paddle" if engine == "paddle" else native.why_not()
+    if reason:
+        raise UserError(
+            f"{folder}: holds the native program alone (it was exported with Export.plain: false): {reason}"
+        )
+    return "native"
 
 
 def check_engine(folder: Path, engine: str) -> None:

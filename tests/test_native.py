@@ -20,10 +20,13 @@ from running import serve
 from test_program import calibrated
 from tiny_ernie import make_tiny_ernie
 
-from ernie_kqat import KurtosisQAT, Predictor, UserError, artifact, native
+from ernie_kqat import KurtosisQAT, Predictor, UserError, artifact, config, native
+from ernie_kqat.export import exporter
 from ernie_kqat.export import native as export_native
 from ernie_kqat.models.loading import load_classifier
+from ernie_kqat.packed.pack import pack
 from ernie_kqat.quantizers.attach import add_smoothing, deployable, input_of, quantized_linears, smooth
+from ernie_kqat.serving import models
 
 COMPILER = os.environ.get("CXX", "g++")
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler here")
@@ -316,15 +319,22 @@ def test_its_files_are_checked(both, tmp_path):
         Predictor(copy)
 
 
+@pytest.fixture
+def sentences(tiny_task, tmp_path):
+    """A file of sentences without labels."""
+    rows = (tiny_task / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    path = tmp_path / "s.txt"
+    path.write_text("\n".join(row.split("\t")[0] for row in rows), encoding="utf-8")
+    return path
+
+
 @needs_fast
-def test_export_verifies_both_programs(tool, tiny_ernie, tiny_task, tmp_path):
-    sentences = [line.split("\t")[0] for line in (tiny_task / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]]
-    (tmp_path / "s.txt").write_text("\n".join(sentences), encoding="utf-8")
+def test_export_verifies_both_programs(tool, tiny_ernie, sentences, tmp_path):
     options = [
         "--model",
         tiny_ernie,
         "--calibration",
-        tmp_path / "s.txt",
+        sentences,
         "--output",
         tmp_path / "out",
         "--max-length",
@@ -341,6 +351,36 @@ def test_export_verifies_both_programs(tool, tiny_ernie, tiny_task, tmp_path):
     code, _, err = tool("export", *options, "-o", "Export.engine=fast")
     assert code == 2
     assert "Export.engine" in err
+
+
+@needs_fast
+def test_exported_alone_it_is_all_there_is(tiny_ernie, sentences, monkeypatch, tmp_path):
+    alone = tmp_path / "alone"
+    settings = config.Export(engine="native", plain=False)
+    exporter.export_folder(str(tiny_ernie), str(sentences), str(alone), settings, config.Quant(), MAX_LENGTH)
+    manifest = artifact.read_manifest(alone)
+    assert not [name for name in manifest["files"] if name.startswith(artifact.MODEL.partition(".")[0])]
+    assert manifest["verification"]["agreement"] >= 0.995  # of the plain program, which was verified all the same
+    model = Predictor(alone)
+    assert model.engine == "native"
+    assert [answer.label for answer in model.predict(["a good film"])]
+    assert models.load({"alone": alone})[0].labels == manifest["labels"]
+    with pytest.raises(UserError, match="holds the native program alone .*: engine: paddle"):
+        Predictor(alone, engine="paddle")
+    with pytest.raises(UserError, match="holds no plain program, which is what is packed"):
+        pack(alone, tmp_path / "packed")
+    monkeypatch.setenv("ERNIE_KQAT_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="holds the native program alone .*: the native operator is not built"):
+        Predictor(alone)
+
+
+def test_no_program_at_all_is_refused(tiny_ernie, sentences, tmp_path):
+    settings = config.Export(plain=False)
+    with pytest.raises(UserError, match="Export.plain: false: leaves no program at all"):
+        exporter.export_folder(
+            str(tiny_ernie), str(sentences), str(tmp_path / "out"), settings, config.Quant(), MAX_LENGTH
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @needs_fast

@@ -107,6 +107,8 @@ def export(restored: Restored, split: Split, tokenizer, output: str, limits: con
         verification = verify(restored, split, new, plain, limits)
         manifest = artifact.read_manifest(new)
         manifest["verification"] = verification
+        if verification["passed"] and not limits.plain:
+            artifact.drop_plain(new, manifest)
         files.write_json(new / artifact.MANIFEST, manifest)
         if not verification["passed"] and target.exists():
             target = target.with_name(f"{target.name}.unverified")
@@ -169,6 +171,8 @@ def _check_choices(restored: Restored, settings: config.Export) -> None:
         raise UserError(
             "Export.engine: native: the native program is for CPUs; with Export.target: tensorrt say paddle"
         )
+    if not settings.plain and engine != "native":
+        raise UserError("Export.plain: false: leaves no program at all; it needs Export.engine: native")
 
 
 def write_native(model: paddle.nn.Layer, folder: Path, labels: list[str]) -> dict[str, Any]:
@@ -272,6 +276,8 @@ def describe(manifest: dict[str, Any]) -> list[str]:
     ]
     if "native" in found:
         lines += _describe_native(found["native"])
+    if not artifact.has_plain(manifest):
+        lines.append("the plain program was left out (Export.plain: false)")
     if not found["passed"]:
         lines += ["worst samples (largest logit difference):"] + [
             f"  {row['difference']:.4f}  simulated {np.round(row['simulated'], 3).tolist()}  deployed"

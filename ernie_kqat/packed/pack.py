@@ -34,8 +34,8 @@ def pack(folder: str | Path, output: str | Path) -> dict[str, Any]:
     manifest = artifact.read_manifest(folder)
     if output.exists() and not is_packed(output):
         raise UserError(f"{output}: exists and is no packed artifact; name a new file")
-    if artifact.PARAMS not in manifest["files"]:
-        raise UserError(f"{folder}: its {artifact.MANIFEST} lists no {artifact.PARAMS}")
+    if not artifact.has_plain(manifest):
+        raise UserError(f"{folder}: holds no plain program, which is what is packed; export it with Export.plain: true")
     names = [artifact.MANIFEST, *sorted(set(manifest["files"]) - {artifact.PARAMS})]
     try:
         tensors = parameters.read((folder / artifact.PARAMS).read_bytes())

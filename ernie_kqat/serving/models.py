@@ -113,7 +113,8 @@ def _load(name: str, index: int, folder: Path) -> Model:
     if artifact.SERVING_CONF not in manifest["files"]:
         raise UserError(f"{folder}: has no {artifact.SERVING_CONF}; export it again")
     found = sorted(path.name for path in folder.iterdir() if path.suffix in (".pdmodel", ".pdiparams"))
-    if found != sorted((artifact.MODEL, artifact.PARAMS)) or Path(folder, "__params__").exists():
+    expected = sorted((artifact.MODEL, artifact.PARAMS)) if artifact.has_plain(manifest) else []
+    if found != expected or Path(folder, "__params__").exists():
         # Paddle Serving takes whatever program it finds first.
         raise UserError(f"{folder}: holds {', '.join(found)}; {artifact.MODEL} and {artifact.PARAMS} only are needed")
     return Model(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +35,30 @@ class Ledger:
     def append(self, row: dict[str, Any]) -> None:
         """Add a row, and what made it; print it."""
         row = {**row, "ernie_kqat": ernie_kqat.__version__, "machine": benchmark.machine()["cpu"]}
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._lock, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(self._lock):
             files.write_json(self.path, [*self.rows(), row])
         print(json.dumps(row), flush=True)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time; the others wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def trained(folder: Path, settings: str, override: list[str], names: dict[str, str]) -> dict[str, Any]:
     """Train by a config of the repository unless `folder` holds the finished run; what a row says of it.
 
-    names: what places are called in the row's command, which is to be typed elsewhere.
+    names: what places are called in the row's command, which is to be typed elsewhere. A process that wants the run that another
+    one is training waits for it.
     """
-    if not (folder / "summary.json").is_file():
-        train(config.load(ROOT / settings, override), overwrite=True)
-        shutil.rmtree(folder / "latest")
+    with alone(folder.with_name(f"{folder.name}.lock")):
+        if not (folder / "summary.json").is_file():
+            train(config.load(ROOT / settings, override), overwrite=True)
+            shutil.rmtree(folder / "latest")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     command = shlex.join(["tools/train.py", "-c", settings, "-o", *override])
     for place, name in names.items():

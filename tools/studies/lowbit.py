@@ -1,56 +1,93 @@
 """Low-bit methods on SST-2 from a fine-tuned fp32 model: bits x method x seed, 12,800 rows each, the last step's model.
 
-  select  W1A8, W2A8 and W4A8, seed 0, learning rates of each method; judged on 1,000 rows held back from train
-  train   every cell and seed at the chosen learning rate; judged on dev: simulated, deployed, sharpness
+  select  fp32, W4A8, W2A8 and W1A8: seed 0, half the steps, learning rates of each method; judged on rows held back from train
+  train   every cell and seed at the chosen learning rate; judged on dev: simulated, deployed, sharpness, packed size
 
-Each finished row goes to docs/results/lowbit_runs.json; rows already there are skipped. A split row needs its seed's ternary
-row, and makes it. tools/studies/lowbit_tables.py makes the tables."""
+Each finished row goes to docs/results/lowbit_runs.json; rows already there are skipped. `--jobs 2` makes two at a time, each row
+in a process of its own. A row that begins with another row's model makes that first. tools/studies/lowbit_tables.py makes the
+tables."""
 
-import gc
 import json
+import multiprocessing
 import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Optional
 
-from kurtosis import deployed_logits, split_data
-from ledger import ROOT, Ledger, trained
+from kurtosis import split_data
+from ledger import ROOT, Ledger, alone, trained
 
 from ernie_kqat import cli
 from ernie_kqat.data.batching import collate, eval_batches
 from ernie_kqat.data.dataset import load_eval_split
 from ernie_kqat.errors import UserError, run_tool
 from ernie_kqat.evaluate import accuracy, comparison, logits_of
+from ernie_kqat.export import exporter
 from ernie_kqat.methods.squat import sharpness
 from ernie_kqat.models.folder import labels_of
+from ernie_kqat.narrow import narrow_folder
+from ernie_kqat.packed.pack import pack
+from ernie_kqat.predictor import Predictor
 from ernie_kqat.restore import restore_run
 from ernie_kqat.tokenizer import load_tokenizer
 
 WORK = Path("output/studies/lowbit")
 CONFIG = "configs/ernie_sst2_minilm_lsq.yaml"
 CELLS = {  # name -> bits of weights and activations
-    "W2A8": (2, 8),
+    "fp32": (32, 32),
     "W8A8": (8, 8),
     "W4A8": (4, 8),
+    "W2A8": (2, 8),
     "W1A8": (1, 8),
     "W3A8": (3, 8),
     "W4A4": (4, 4),
 }
 TEACH = {"task": 0.0, "logits": 1.0, "hidden": 1.0, "attention": 1.0}
-METHODS = {  # name -> (weight quantizer, activation quantizer, methods, allowed weight bits)
-    "min-max": ({"range": "mse"}, {"range": "mse"}, {}, range(2, 9)),
-    "LSQ": ({"quantizer": "lsq"}, {"quantizer": "lsq"}, {}, range(2, 9)),
-    "LSQ + KD": ({"quantizer": "lsq"}, {"quantizer": "lsq"}, {"distill": TEACH}, range(2, 9)),
-    "SQuAT": ({"quantizer": "lsq"}, {"quantizer": "lsq"}, {"squat": {}}, range(2, 9)),
-    "LSQ + cap 2.5": (
-        {"quantizer": "lsq"},
-        {"quantizer": "lsq"},
-        {"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}},
-        range(2, 9),
+LSQ = {"quantizer": "lsq"}
+LEAST_SQUARES = {"range": "mse"}
+ONE_BIT_WORDS = {"quantizer": "binary", "bits": 1, "tables": [["position", {"quantizer": "minmax", "bits": 8}]]}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method of the study; `start`: the recipe whose model it begins with, or `half`, the fp32 model at half its width."""
+
+    cells: tuple[str, ...]
+    weight: Optional[dict[str, Any]] = field(default_factory=lambda: LSQ)
+    activation: dict[str, Any] = field(default_factory=lambda: LSQ)
+    methods: dict[str, Any] = field(default_factory=dict)
+    embedding: Optional[dict[str, Any]] = None
+    start: Optional[str] = None
+
+
+BITS = ("W8A8", "W4A8", "W2A8", "W3A8", "W4A4")
+METHODS = {
+    "none": Recipe(("fp32",), weight=None),
+    "min-max": Recipe(BITS, LEAST_SQUARES, LEAST_SQUARES),
+    "LSQ": Recipe(BITS),
+    "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
+    "SQuAT": Recipe(BITS, methods={"squat": {}}),
+    "LSQ + cap 2.5": Recipe(BITS, methods={"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}),
+    "ternary + KD": Recipe(("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}),
+    "binary + KD": Recipe(("W1A8",), {"quantizer": "binary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS),
+    "half-width ternary + KD": Recipe(
+        ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}, start="half"
     ),
-    "ternary + KD": ({"quantizer": "ternary"}, {"range": "mse"}, {"distill": TEACH}, [2]),
-    "binary + KD": ({"quantizer": "binary"}, {"range": "mse"}, {"distill": TEACH}, [1]),
-    "split + KD": ({"quantizer": "binary", "split": True}, {"range": "mse"}, {"distill": TEACH}, [1]),
+    "split + KD": Recipe(
+        ("W1A8",),
+        {"quantizer": "binary", "split": True},
+        LEAST_SQUARES,
+        {"distill": TEACH},
+        ONE_BIT_WORDS,
+        start="half-width ternary + KD",
+    ),
 }
-RATES = (2e-5, 5e-5, 1e-4, 2e-4)
+SELECTED = {"fp32": "fp32", "W1A8": "W1A8", "W2A8": "W2A8", "W3A8": "W2A8"}  # whose learning rate; the others: W4A8's
+RATES = (5e-5, 1e-4, 2e-4)
+STEPS = {"select": 200, "train": 400}
 SHARP_ROWS, RHO = 512, 0.05
 
 
@@ -63,9 +100,13 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="learning rates (select)")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
     study = Study(parser.parse_args())
-    for work in study.plan():
-        study.do(*work)
+    # A process a row: Paddle's layers and optimizers are cycles, and a dozen of them fill the memory.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(study.arguments.jobs, spawn, max_tasks_per_child=1) as pool:
+        for result in [pool.submit(study.do, *work) for work in study.plan()]:
+            result.result()
     return 0
 
 
@@ -76,76 +117,91 @@ class Study:
         self.arguments = arguments
         self.ledger = Ledger(ROOT / "docs/results/lowbit_runs.json")
         self.data = split_data(Path(arguments.data), WORK / "data")
-        self.tokenizer = load_tokenizer(arguments.fp32)
-        self.labels = labels_of(Path(arguments.fp32))
 
-    def plan(self):
-        """(cell, method, seed, learning rate) of each row."""
+    def plan(self) -> Iterator[tuple[str, str, int, float]]:
+        """(cell, method, seed, learning rate) of each row that is missing; a seed is whole before the next begins."""
         arguments = self.arguments
         selecting = arguments.stage == "select"
-        for cell in arguments.cells or (["W2A8", "W4A8", "W1A8"] if selecting else CELLS):
-            for seed in [0] if selecting else arguments.seeds:
+        for seed in [0] if selecting else arguments.seeds:
+            for cell in arguments.cells or (["fp32", "W2A8", "W4A8", "W1A8"] if selecting else CELLS):
                 for method in arguments.methods:
-                    if CELLS[cell][0] in METHODS[method][3]:
+                    if cell in METHODS[method].cells:
                         for rate in arguments.rates if selecting else [self.chosen(cell, method)]:
-                            yield cell, method, seed, rate
+                            if not self.ledger.has(self.key(cell, method, seed, rate)):
+                                yield cell, method, seed, rate
 
     def chosen(self, cell: str, method: str) -> float:
-        """The learning rate with the best accuracy on the held-back rows, of W2A8 for 2 and 3 bits, of W4A8 for 4 and more."""
-        where = {1: "W1A8", 2: "W2A8", 3: "W2A8"}.get(CELLS[cell][0], "W4A8")
+        """The learning rate with the best accuracy on the held-back rows; of equals the first."""
+        where = SELECTED.get(cell, "W4A8")
         key = {"stage": "select", "cell": where, "method": method}
         found = [row for row in self.ledger.rows() if all(row.get(name) == value for name, value in key.items())]
         if not found:
             raise UserError(f"{method}: no learning rate was selected at {where}; run `select` first")
         return max(found, key=lambda row: row["simulated"])["learning_rate"]
 
+    def key(self, cell: str, method: str, seed: int, rate: float) -> dict[str, Any]:
+        return {"stage": self.arguments.stage, "cell": cell, "method": method, "seed": seed, "learning_rate": rate}
+
     def do(self, cell: str, method: str, seed: int, rate: float) -> None:
         """Train, measure, append one row."""
         bits, act_bits = CELLS[cell]
-        stage = self.arguments.stage
-        key = {"stage": stage, "cell": cell, "method": method, "seed": seed, "learning_rate": rate}
-        if self.ledger.has(key):
-            return
-        folder, common = self.trained(cell, method, seed, rate)
-        found = self.measure(folder, stage)
-        described = {"task": "SST-2", "weight_bits": bits, "weight_granularity": "channel", "act_bits": act_bits}
-        self.ledger.append({**key, **described, **found, **common})
-        if method != "ternary + KD":  # the split rows begin there
+        folder, common = self.trained(cell, method, seed, rate, STEPS[self.arguments.stage])
+        described = {"task": "SST-2", "weight_bits": bits, "act_bits": act_bits}
+        self.ledger.append(
+            {**self.key(cell, method, seed, rate), **described, **self.measure(folder, method), **common}
+        )
+        if not any(recipe.start == method for recipe in METHODS.values()):
             shutil.rmtree(folder / "best_model")
-        gc.collect()  # Paddle's layers and optimizers are cycles; a dozen of them fill the memory
 
-    def trained(self, cell: str, method: str, seed: int, rate: float) -> tuple[Path, dict]:
+    def trained(self, cell: str, method: str, seed: int, rate: float, steps: int) -> tuple[Path, dict]:
         """The run of one row, made or found, and what its row says of it."""
-        folder = WORK / "runs" / f"{cell}-{method}-{seed}-{rate:g}".replace(" + ", "+").replace(" ", "_")
-        start = self.arguments.fp32
-        if method == "split + KD":
-            start = str(self.ternary(seed) / "best_model")
+        folder = WORK / "runs" / f"{cell}-{method}-{seed}-{rate:g}-{steps}".replace(" + ", "+").replace(" ", "_")
+        recipe, fp32 = METHODS[method], self.arguments.fp32
+        start = fp32 if recipe.start is None else str(self.start(recipe.start, seed))
         override = [f"Global.output_dir={folder}", f"Global.seed={seed}", f"Data.path={self.data}"]
-        override += [f"Model.name_or_path={start}", f"Train.learning_rate={rate}", *self.arguments.override]
-        weight, activation, methods, _ = METHODS[method]
+        override += [f"Model.name_or_path={start}", f"Train.learning_rate={rate}", f"Train.max_steps={steps}"]
+        override += self.arguments.override
         bits, act_bits = CELLS[cell]
-        activation = activation if act_bits == 8 else {"quantizer": "lsq"}
-        quant = {"weight": {**weight, "bits": bits}, "activation": {**activation, "bits": act_bits}}
+        quant = None
+        if recipe.weight is not None:
+            activation = LSQ if act_bits < 8 else recipe.activation
+            quant = {"weight": {**recipe.weight, "bits": bits}, "activation": {**activation, "bits": act_bits}}
+            quant.update({"embedding": recipe.embedding} if recipe.embedding else {})
         override.append(f"Slim.quant={json.dumps(quant)}")
-        for name, options in methods.items():
-            options = {**options, "teacher": self.arguments.fp32} if name == "distill" else options
+        for name, options in recipe.methods.items():
+            options = {**options, "teacher": fp32} if name == "distill" else options
             override.append(f"Slim.{name}={json.dumps(options)}")
-        return folder, trained(folder, CONFIG, override, {self.arguments.fp32: "FP32", str(self.data): "DATA"})
+        return folder, trained(folder, CONFIG, override, {fp32: "FP32", str(self.data): "DATA"})
 
-    def ternary(self, seed: int) -> Path:
-        """The ternary run that this seed's split row begins with."""
-        return self.trained("W2A8", "ternary + KD", seed, self.chosen("W2A8", "ternary + KD"))[0]
+    def start(self, name: str, seed: int) -> Path:
+        """The model folder that a row begins with, made or found."""
+        if name == "half":
+            return self.half(seed)
+        (cell,) = METHODS[name].cells
+        return self.trained(cell, name, seed, self.chosen(cell, name), STEPS["train"])[0] / "best_model"
 
-    def measure(self, folder: Path, stage: str) -> dict:
-        """Simulated accuracy; on dev also the deployed program and the sharpness on train rows."""
+    def half(self, seed: int) -> Path:
+        """The fp32 model at half its width, fine-tuned again by configs/ernie_sst2_minilm_half.yaml."""
+        narrow, fp32 = WORK / "narrow", self.arguments.fp32
+        with alone(WORK / "narrow.lock"):
+            if not narrow.is_dir():
+                narrow_folder(fp32, str(self.data), 0.5, 0.5, narrow, rows=2000)
+        folder = WORK / "runs" / f"half-{seed}"
+        override = [f"Global.output_dir={folder}", f"Global.seed={seed}", f"Data.path={self.data}"]
+        override += [f"Model.name_or_path={narrow}", f"Slim.distill.teacher={fp32}", *self.arguments.override]
+        trained(folder, "configs/ernie_sst2_minilm_half.yaml", override, {})
+        return folder / "best_model"
+
+    def measure(self, folder: Path, method: str) -> dict:
+        """Simulated accuracy; on dev also the deployed program, its packed size, and the sharpness on train rows."""
         restored = restore_run(folder)
-        split = self.split("held.tsv" if stage == "select" else "dev.tsv")
+        split = self.split("held.tsv" if self.arguments.stage == "select" else "dev.tsv")
         simulated = logits_of(restored.model, split, restored.pad_token_id)
-        found = {"simulated": accuracy(simulated, split.labels)}
-        if stage == "train":
-            deployed = deployed_logits(restored, split)
-            found["deployed"] = accuracy(deployed, split.labels)
-            found["deployed_agreement"] = comparison(deployed, simulated)["agreement"]
+        found: dict[str, Any] = {"simulated": accuracy(simulated, split.labels)}
+        if self.arguments.stage == "train":
+            if METHODS[method].weight is not None:
+                found.update(deployed(restored, split, simulated))
+                found["fp32_bytes"] = Path(self.arguments.fp32, "model_state.pdparams").stat().st_size
             found["sharpness"] = sharpness(restored.model, self.losses(restored), RHO)
         return found
 
@@ -164,8 +220,25 @@ class Study:
 
             yield loss
 
-    def split(self, name: str, rows: int | None = None):
-        return load_eval_split(self.data / name, self.tokenizer, self.labels, 64, rows=rows)
+    def split(self, name: str, rows: Optional[int] = None):
+        fp32 = self.arguments.fp32
+        return load_eval_split(self.data / name, load_tokenizer(fp32), labels_of(Path(fp32)), 64, rows=rows)
+
+
+def deployed(restored, split, simulated) -> dict[str, Any]:
+    """What Paddle Inference computes from the exported INT8 program, and how small it can be shipped."""
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder, "artifact")
+        exporter.write_unverified(restored, load_tokenizer(restored.vocabulary), split, artifact)
+        logits = Predictor(artifact, allow_unverified=True).logits(list(zip(split.input_ids, split.token_type_ids)))
+        packed = pack(artifact, Path(folder, "packed"))
+    near = comparison(logits, simulated)
+    return {
+        "deployed": accuracy(logits, split.labels),
+        "deployed_agreement": near["agreement"],
+        "deployed_rms_over_std": near["rms_over_std"],
+        "packed_bytes": packed["size_bytes"],
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""Tables of tools/studies/lowbit.py: docs/results/lowbit.json (one row for the seeds of each cell and method), lowbit.md's."""
+
+import json
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import ernie_kqat  # noqa: F401  first: it loads zlib before paddle
+from ernie_kqat import cli, files
+from ernie_kqat.errors import run_tool
+
+RESULTS = Path(__file__).parents[2] / "docs/results"
+PAGE = RESULTS / "lowbit.md"
+ORDER = ("fp32", "W8A8", "W4A8", "W4A4", "W3A8", "W2A8", "W1A8")
+
+
+def main() -> int:
+    cli.parser(__doc__).parse_args()
+    rows = json.loads((RESULTS / "lowbit_runs.json").read_text(encoding="utf-8"))
+    cells = list(cells_of([row for row in rows if row["stage"] == "train"]))
+    files.write_json(RESULTS / "lowbit.json", cells)
+    tables = {
+        "select": selection([row for row in rows if row["stage"] == "select"]),
+        "grid": grid(cells),
+        "squat": paired(rows, "SQuAT", "LSQ"),
+        "kurtosis": paired(rows, "LSQ + cap 2.5", "LSQ"),
+        "split": paired(rows, "split + KD", "binary + KD"),
+        "deployed": deployed(cells),
+    }
+    page = PAGE.read_text(encoding="utf-8")
+    for name, lines in tables.items():
+        block = "\n".join([f"<!-- table: {name} -->", *lines, "<!-- end -->"])
+        page = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, b=block: b, page, flags=re.S)
+        print("\n".join([f"{name}:", *lines, ""]))
+    files.write_text(PAGE, page)
+    return 0
+
+
+def cells_of(rows: list[dict]) -> Iterator[dict]:
+    """One row for the seeds of each (cell, method), figures as means."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["cell"], row["method"]), []).append(row)
+    for (cell, method), found in groups.items():
+        first = found[0]
+        accuracy = [row["simulated"] for row in found]
+        yield {
+            "task": first["task"],
+            "cell": cell,
+            "weight_bits": first["weight_bits"],
+            "weight_granularity": "channel",
+            "act_bits": first["act_bits"],
+            "stage": "qat",
+            "method": method,
+            "learning_rate": first["learning_rate"],
+            "seeds": [row["seed"] for row in found],
+            "accuracy_mean": round(statistics.mean(accuracy), 5),
+            "accuracy_std": spread(accuracy),
+            "runs": {what: mean(found, what) for what in ("simulated", "deployed") if what in first},
+            "deployed_agreement_min": min(row.get("deployed_agreement", 1.0) for row in found),
+            "sharpness": mean(found, "sharpness"),
+            "size_ratio": round(first["fp32_bytes"] / mean(found, "packed_bytes"), 2)
+            if "packed_bytes" in first
+            else 1.0,
+            "command": first["command"],
+        }
+
+
+def mean(rows: list[dict], name: str) -> float:
+    return round(statistics.mean(row[name] for row in rows), 5)
+
+
+def spread(values: list[float]) -> float | None:
+    return round(statistics.stdev(values), 5) if len(values) > 1 else None
+
+
+def percent(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{deviation}"
+
+
+def selection(rows: list[dict]) -> list[str]:
+    """Seed 0 on the held-back rows, by learning rate; the chosen one in bold."""
+    rates = sorted({row["learning_rate"] for row in rows})
+    lines = [f"| cell | method | {' | '.join(f'{rate:g}' for rate in rates)} |", "|---" * (len(rates) + 2) + "|"]
+    for cell, method in dict.fromkeys((row["cell"], row["method"]) for row in rows):
+        own = {row["learning_rate"]: row["simulated"] for row in rows if (row["cell"], row["method"]) == (cell, method)}
+        best = max(own, key=lambda rate: own[rate])
+        texts = [f"{100 * own[rate]:.1f}" if rate in own else "-" for rate in rates]
+        marked = [f"**{text}**" if rate == best else text for rate, text in zip(rates, texts)]
+        lines.append(f"| {cell} | {method} | {' | '.join(marked)} |")
+    return lines
+
+
+def grid(cells: list[dict]) -> list[str]:
+    """Methods by cells; simulated accuracy on dev, mean ± standard deviation over the seeds, in percent."""
+    columns = [name for name in ORDER if any(cell["cell"] == name for cell in cells)]
+    lines = [f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        own = {cell["cell"]: cell for cell in cells if cell["method"] == method}
+        lines.append(f"| {method} | {' | '.join(_figure(own.get(name)) for name in columns)} |")
+    return lines
+
+
+def _figure(cell: dict | None) -> str:
+    if cell is None:
+        return "-"
+    deviation = "" if cell["accuracy_std"] is None else f" ± {100 * cell['accuracy_std']:.2f}"
+    few = "" if len(cell["seeds"]) > 2 else f" ({len(cell['seeds'])})"
+    return f"{100 * cell['accuracy_mean']:.2f}{deviation}{few}"
+
+
+def paired(rows: list[dict], method: str, other: str) -> list[str]:
+    """Accuracy and sharpness of two methods, and their difference seed by seed."""
+    lines = [
+        f"| cell | {method} | {other} | difference, points | sharpness, {method} | sharpness, {other} | seeds |",
+        "|---" * 7 + "|",
+    ]
+    for cell in ORDER:
+        pair = [
+            {row["seed"]: row for row in rows if (row["stage"], row["cell"], row["method"]) == ("train", cell, name)}
+            for name in (method, other)
+        ]
+        seeds = sorted(set(pair[0]) & set(pair[1]))
+        if seeds:
+            first, second = ([found[seed] for seed in seeds] for found in pair)
+            accuracy = [[row["simulated"] for row in found] for found in (first, second)]
+            sharp = [f"{statistics.mean(row['sharpness'] for row in found):.3f}" for found in (first, second)]
+            difference = percent([a - b for a, b in zip(*accuracy)])
+            figures = [*map(percent, accuracy), difference, *sharp, str(len(seeds))]
+            lines.append(f"| {cell} | {' | '.join(figures)} |")
+    return lines
+
+
+def deployed(cells: list[dict]) -> list[str]:
+    """Paddle Inference's INT8 program against the simulation, and the packed file against the fp32 one."""
+    lines = [
+        "| cell | method | simulated | deployed | least agreement | packed, x smaller |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell in sorted(cells, key=lambda one: ORDER.index(one["cell"])):
+        if "deployed" in cell["runs"]:
+            runs = cell["runs"]
+            figures = f"{runs['simulated']:.2%} | {runs['deployed']:.2%} | {cell['deployed_agreement_min']:.2%}"
+            lines.append(f"| {cell['cell']} | {cell['method']} | {figures} | {cell['size_ratio']:.1f} |")
+    return lines
+
+
+if __name__ == "__main__":
+    run_tool(main)
