@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import subprocess
 import sys
+import types
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import paddle
@@ -14,11 +20,14 @@ from numpy_bert import bert_hidden_states
 from paddlenlp.transformers import ErnieTokenizer
 from safetensors.numpy import load_file, save_file
 from tiny_bert import make_tiny_bert
+from tiny_ernie import make_tiny_ernie
 
 from ernie_kqat import UserError, quickstart
 from ernie_kqat.archives import read_member
 from ernie_kqat.models.convert import convert_bert
+from ernie_kqat.models.folder import read_weights
 from ernie_kqat.models.loading import load_classifier
+from ernie_kqat.models.to_bert import convert_ernie
 
 TOOL = Path(__file__).resolve().parents[1] / "tools/convert.py"
 
@@ -191,9 +200,108 @@ def test_case_of_the_tokenizer_is_kept(bert, target):
     assert ErnieTokenizer.from_pretrained(str(target)).tokenize("The film") == ["[UNK]", "film"]
 
 
+def as_torch(folder: Path) -> None:
+    """The folder's weights as a PyTorch file: a zip of a pickle that names storages, and their bytes."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stand_in = {name: types.ModuleType(name) for name in ("torch", "torch._utils")}
+    storage = type("FloatStorage", (), {"__module__": "torch"})
+    stand_in["torch"].FloatStorage = storage
+
+    def _rebuild_tensor_v2():
+        raise NotImplementedError
+
+    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    stand_in["torch._utils"]._rebuild_tensor_v2 = _rebuild_tensor_v2
+
+    class Tensor:
+        def __init__(self, name: str):
+            self.name, self.value = name, weights[name]
+
+        def __reduce__(self):
+            strides = tuple(stride // 4 for stride in self.value.strides)
+            return _rebuild_tensor_v2, (Storage(self), 0, self.value.shape, strides, False, OrderedDict())
+
+    class Storage:
+        def __init__(self, tensor: Tensor):
+            self.tensor = tensor
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            if isinstance(obj, Storage):
+                return "storage", storage, obj.tensor.name, "cpu", obj.tensor.value.size
+            return None
+
+    buffer = io.BytesIO()
+    with mock.patch.dict(sys.modules, stand_in):
+        Pickler(buffer, protocol=2).dump({name: Tensor(name) for name in weights})
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
+        archive.writestr("pytorch_model/data.pkl", buffer.getvalue())
+        for name, value in weights.items():
+            archive.writestr(f"pytorch_model/data/{name}", value.tobytes())
+
+
+def test_pytorch_weights_are_the_same(bert, target, tmp_path):
+    convert_bert(bert, target)
+    as_torch(bert)
+    (tmp_path / "again").mkdir()
+    assert convert_bert(bert, tmp_path / "again") == []
+    expected = read_weights(target / "model_state.pdparams")
+    found = read_weights(tmp_path / "again/model_state.pdparams")
+    assert sorted(found) == sorted(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_there_and_back(bert, target, tmp_path):
+    edit(bert, **{"classifier.weight": np.ones((3, 32), np.float32), "classifier.bias": np.ones(3, np.float32)})
+    convert_bert(bert, target)
+    (tmp_path / "back").mkdir()
+    assert convert_ernie(target, tmp_path / "back") == []
+    expected = load_file(bert / "model.safetensors")
+    found = load_file(tmp_path / "back/model.safetensors")
+    assert sorted(name.removeprefix("bert.") for name in found) == sorted(expected)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name.removeprefix("bert.")])
+
+
+@pytest.mark.parametrize("shape", [{}, {"use_task_id": True, "task_id": 1}, {"hidden_act": "relu"}])
+def test_an_ernie_as_bert_computes_the_same(tmp_path, target, shape):
+    ernie = make_tiny_ernie(tmp_path / "tiny", **shape)
+    remarks = convert_ernie(ernie, target)
+    assert bool(remarks) == ("use_task_id" in shape)
+    model = load_classifier(str(ernie), 2)
+    model.eval()
+    config = json.loads((target / "config.json").read_text())
+    weights = {name.removeprefix("bert."): value for name, value in load_file(target / "model.safetensors").items()}
+    ids = np.random.default_rng(1).integers(5, config["vocab_size"], (3, 9))
+    segments = np.zeros_like(ids)
+    segments[:, 5:] = 1
+    _, found = model.ernie(paddle.to_tensor(ids), paddle.to_tensor(segments))
+    if config["hidden_act"] == "gelu":  # the equations' own
+        _, pooled = bert_hidden_states(weights, config, ids, segments)
+        np.testing.assert_allclose(found.numpy(), pooled, rtol=0, atol=1e-5)
+    (tmp_path / "again").mkdir()
+    convert_bert(target, tmp_path / "again")
+    converted = load_classifier(str(tmp_path / "again"), 2)
+    converted.eval()
+    _, again = converted.ernie(paddle.to_tensor(ids), paddle.to_tensor(segments))
+    np.testing.assert_allclose(again.numpy(), found.numpy(), rtol=0, atol=1e-6)
+
+
+def test_fewer_heads_are_no_bert(tmp_path, target):
+    ernie = make_tiny_ernie(tmp_path / "tiny")
+    config = json.loads((ernie / "config.json").read_text())
+    (ernie / "config.json").write_text(json.dumps({**config, "head_dim": 4}))
+    with pytest.raises(UserError, match=r"config\.json: head_dim: BERT's heads are hidden_size"):
+        convert_ernie(ernie, target)
+
+
 def test_tool(bert, tmp_path):
-    def run(target: Path) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, TOOL, bert, target], capture_output=True, text=True, check=False)
+    def run(target: Path, *options: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, TOOL, bert, target, *options], capture_output=True, text=True, check=False
+        )
 
     done = run(tmp_path / "new")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'new'}\n"), done.stderr

@@ -1,4 +1,4 @@
-"""BERT-family checkpoints (safetensors) -> PaddleNLP ERNIE folders that compute the same hidden states."""
+"""BERT-family checkpoints (safetensors or PyTorch) -> PaddleNLP ERNIE folders that compute the same hidden states."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from .. import files
 from ..errors import UserError
+from . import torch_file
 from .folder import CONFIG, SIZES, VOCABULARY, WEIGHTS, check_sizes, find, read_json, tokenizer_settings
 
-SOURCE_WEIGHTS = "model.safetensors"
+SOURCE_WEIGHTS, TORCH_WEIGHTS = "model.safetensors", "pytorch_model.bin"
 IGNORED = re.compile(r"embeddings\.position_ids$|^cls\.")  # a buffer, and the pretraining heads
 RENAMED = (  # BERT's name -> ERNIE's, part by part
     (r"^bert\.", ""),
@@ -45,7 +46,9 @@ KEPT = (
 
 
 def convert_bert(source: str | Path, target: str | Path) -> list[str]:
-    """Fill the existing folder `target` from `source` (config.json, model.safetensors, vocab.txt); returns remarks.
+    """Fill the existing folder `target` from `source`; returns remarks.
+
+    Of `source` config.json, vocab.txt and model.safetensors are read, or pytorch_model.bin where that is missing.
 
     Keys may begin with `bert.` or not; a `classifier` is kept; a missing pooler, and pretraining heads left out, are
     remarked on. Raises UserError for a file that is missing or damaged, for an architecture that ERNIE cannot compute,
@@ -55,8 +58,9 @@ def convert_bert(source: str | Path, target: str | Path) -> list[str]:
     if not source.is_dir():
         raise UserError(f"{source}: {'is a file; a folder is needed' if source.exists() else 'no such folder'}")
     settings = _ernie_config(find(source, CONFIG))
-    path, vocabulary = find(source, SOURCE_WEIGHTS), find(source, VOCABULARY)
-    tensors = _read_tensors(path)
+    has_torch = not (source / SOURCE_WEIGHTS).exists() and (source / TORCH_WEIGHTS).is_file()
+    path, vocabulary = find(source, TORCH_WEIGHTS if has_torch else SOURCE_WEIGHTS), find(source, VOCABULARY)
+    tensors = torch_file.read_tensors(path) if has_torch else _read_tensors(path)
     ignored = [name for name in tensors if IGNORED.search(name)]
     weights = {_ernie_name(name): _ernie_value(name, value) for name, value in tensors.items() if name not in ignored}
     if len(weights) + len(ignored) != len(tensors):

@@ -44,8 +44,9 @@ def find(folder: Path, name: str) -> Path:
     if path.is_file():
         return path
     hint = ""
-    if name == WEIGHTS and (folder / "model.safetensors").is_file():
-        hint = "; tools/convert.py converts its model.safetensors"
+    others = [other for other in ("model.safetensors", "pytorch_model.bin") if (folder / other).is_file()]
+    if name == WEIGHTS and others:
+        hint = f"; tools/convert.py converts its {others[0]}"
     raise UserError(f"{folder}: it has no {name}{hint}")
 
 
