@@ -8,14 +8,14 @@ import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
 from ..errors import UserError
 
 LEGACY = 0x1950A86A20F9469CFC6C  # what files of before PyTorch 1.6 begin with, as a pickled number
-DTYPES = {
+DTYPES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
     "HalfStorage": np.dtype("<f2"),
@@ -80,7 +80,8 @@ class _Tensor:
         values = self.storage.values()
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
         sound = len(self.shape) == len(self.strides) and min((self.offset, *self.shape, *self.strides), default=0) >= 0
-        if not sound or math.prod(self.shape) > len(values) or (math.prod(self.shape) and last >= len(values)):
+        count: int = math.prod(self.shape)
+        if not sound or count > len(values) or (count and last >= len(values)):
             raise ValueError(f"a tensor of shape {list(self.shape)} in a storage of {len(values)} values")
         strides = [stride * values.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides).copy()
@@ -89,7 +90,7 @@ class _Tensor:
 class _Unpickler(pickle.Unpickler):
     """Knows tensors, storages and ordered dictionaries, and nothing else."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="utf-8")
         self.storages: dict[str, _Storage] = {}
 
@@ -114,7 +115,7 @@ class _Unpickler(pickle.Unpickler):
         return self.storages.setdefault(str(key), _Storage(kind, count))
 
 
-def _read_zip(file: BinaryIO) -> Any:
+def _read_zip(file: IO[bytes]) -> Any:
     with zipfile.ZipFile(file) as archive:
         (index,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         root = index[: -len("data.pkl")]
@@ -128,7 +129,7 @@ def _read_zip(file: BinaryIO) -> Any:
     return state
 
 
-def _read_legacy(file: BinaryIO) -> Any:
+def _read_legacy(file: IO[bytes]) -> Any:
     file.seek(0)
     if _Unpickler(file).load() != LEGACY:
         raise ValueError("it does not begin as a file of torch.save does")
