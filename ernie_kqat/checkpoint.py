@@ -16,36 +16,80 @@ import paddle
 from . import files
 from .errors import UserError
 
-ARRAYS, STATE = "arrays.npz", "state.json"
+STEP, ARRAYS, STATE = "step_", "arrays.npz", "state.json"
 OPTIMIZER = "optimizer/"
 SCHEDULER = "LR_Scheduler"  # Paddle's key
 
 
-def save(folder: Path, model: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, state: dict[str, Any]) -> None:
-    """Write `folder` whole or not at all: every parameter and buffer, the optimizer's moments, and `state` as JSON."""
+def save(
+    folder: Path,
+    step: int,
+    model: paddle.nn.Layer,
+    optimizer: paddle.optimizer.Optimizer,
+    state: dict[str, Any],
+    keep: int = 1,
+) -> None:
+    """Write `folder`/step_N whole or not at all, then leave the newest `keep` checkpoints.
+
+    It holds every parameter and buffer, the optimizer's moments, and `state` as JSON.
+    """
     arrays = {f"model/{name}": value.numpy() for name, value in model.state_dict().items()}
     arrays |= {OPTIMIZER + key: value for key, value in _optimizer_arrays(model, optimizer).items()}
-    with files.replacing_folder(folder) as new:
+    with files.replacing_folder(folder / f"{STEP}{step:08}") as new:
         np.savez(new / ARRAYS, **arrays)
         scheduler = optimizer.state_dict().get(SCHEDULER)
         files.write_json(new / STATE, {**state, SCHEDULER: scheduler, "arrays_sha256": files.sha256(new / ARRAYS)})
+    for old in checkpoints(folder)[keep:]:
+        files.remove_folder(old)
 
 
-def load(folder: Path, model: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, Any]:
-    """Restore what `save` wrote and return its `state`; UserError if it is missing, damaged, or of another model."""
-    files.recover_folder(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no checkpoint to resume from: the run stopped before its first one; train again with --overwrite"
-        )
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, newest first."""
+    return sorted(folder.glob(f"{STEP}*"), reverse=True)
+
+
+def load(
+    folder: Path, model: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer
+) -> tuple[dict[str, Any], list[str]]:
+    """Restore the newest checkpoint that is whole; returns its `state` and a line for each that is not.
+
+    Raises UserError if there is none, or if it is of another model.
+    """
+    remarks: list[str] = []
+    for path in checkpoints(folder):
+        try:
+            arrays, state = _read(path)
+        except UserError as error:
+            remarks.append(str(error))
+            continue
+        _restore(path, arrays, state, model, optimizer)
+        return state, remarks
+    if remarks:
+        raise UserError(f"no checkpoint is whole: {'; '.join(remarks)}; train again with --overwrite")
+    raise UserError(
+        f"{folder}: no checkpoint to resume from: the run stopped before its first one; train again with --overwrite"
+    )
+
+
+def _read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if files.sha256(folder / ARRAYS) != state["arrays_sha256"]:
             raise UserError(f"{folder / ARRAYS}: damaged: its sha256 is not the one in {STATE}")
         with np.load(folder / ARRAYS, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder}: damaged checkpoint: {error}") from None
+    return arrays, state
+
+
+def _restore(
+    folder: Path,
+    arrays: dict[str, np.ndarray],
+    state: dict[str, Any],
+    model: paddle.nn.Layer,
+    optimizer: paddle.optimizer.Optimizer,
+) -> None:
     own = model.state_dict()
     stored = {name[len("model/") :]: value for name, value in arrays.items() if name.startswith("model/")}
     differing = sorted(set(own) ^ set(stored)) + [
@@ -56,7 +100,6 @@ def load(folder: Path, model: paddle.nn.Layer, optimizer: paddle.optimizer.Optim
     model.set_state_dict(stored)
     moments = {key[len(OPTIMIZER) :]: value for key, value in arrays.items() if key.startswith(OPTIMIZER)}
     optimizer.set_state_dict({**_by_paddle_names(model, moments), SCHEDULER: state[SCHEDULER]})
-    return state
 
 
 def _optimizer_arrays(model: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:

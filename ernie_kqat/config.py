@@ -144,6 +144,7 @@ class Train:
     save_steps: Optional[int] = number(
         None, 1, 10**9, "optimizer steps between checkpoints; default: at each evaluation"
     )
+    keep: int = number(2, 1, 10**6, "checkpoints to keep; --resume takes the newest that is whole")
     eval_batch_size: int = number(64, 1, 10**5, "rows of one forward of an evaluation")
     select: Literal["best", "last"] = option(
         "best", "which model becomes best_model/: the best on dev (the start is a candidate), or the last step's"

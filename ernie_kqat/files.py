@@ -31,7 +31,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write to a temporary name beside `path`, sync, rename: a reader or a crash never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.new.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -72,6 +72,25 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder at once for whoever looks: what is left of it when this is cut has a hidden name."""
+    hidden = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(path, hidden)
+    shutil.rmtree(hidden)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written or half removed in `folder`, and finish its replacements."""
+    for old in folder.glob(".*.old"):
+        recover_folder(old.with_name(old.name[1 : -len(".old")]))
+    for left in (*folder.glob(".*.new.*"), *folder.glob(".*.gone")):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def recover_folder(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The run folder: resolved.yaml, plan.txt, train.log, metrics.jsonl, kurtosis.json, summary.json, best_model/, latest/."""
+"""The run folder: resolved.yaml, plan.txt, train.log, metrics.jsonl, kurtosis.json, summary.json, best_model/, checkpoints/."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tqdm import tqdm
 from . import config, files, strict
 from .errors import UserError
 
-BEST, LATEST, RESOLVED, SUMMARY = "best_model", "latest", "resolved.yaml", "summary.json"
+BEST, CHECKPOINTS, RESOLVED, SUMMARY = "best_model", "checkpoints", "resolved.yaml", "summary.json"
 QUANTIZERS = "quantizers.npz"  # in best_model/: the quantizers' buffers, beside PaddleNLP's fp32 weights
-CONTENTS = (RESOLVED, SUMMARY, "plan.txt", "train.log", "metrics.jsonl", "kurtosis.json", BEST, LATEST, "vdl")
+CONTENTS = (RESOLVED, SUMMARY, "plan.txt", "train.log", "metrics.jsonl", "kurtosis.json", BEST, CHECKPOINTS, "vdl")
 
 
 class RunFolder:
@@ -36,10 +36,12 @@ class RunFolder:
         self._replaces = used and not resume
 
     def open(self) -> None:
-        """Clear what is to be overwritten, and write resolved.yaml."""
+        """Clear what is to be overwritten and what a killed process left half written, and write resolved.yaml."""
         if self._replaces:
             self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
+        files.sweep(self.path)
+        files.sweep(self.checkpoints)
         tree = strict.to_tree(self.settings)
         files.write_text(self.path / RESOLVED, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
@@ -48,8 +50,8 @@ class RunFolder:
         return self.path / BEST
 
     @property
-    def latest(self) -> Path:
-        return self.path / LATEST
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
 
     def line(self, text: str) -> None:
         """Print a log line and keep it in train.log."""

@@ -316,12 +316,15 @@ class Trainer:
             "progress": dataclasses.asdict(self.progress),
             "methods": {name: method.state() for name, method in self.settings.Slim.methods.items()},
         }
-        checkpoint.save(self.folder.latest, self.model, self.optimizer, state)
+        keep = self.settings.Train.keep
+        checkpoint.save(self.folder.checkpoints, self.progress.step, self.model, self.optimizer, state, keep)
 
     def _restore(self) -> None:
-        state = checkpoint.load(self.folder.latest, self.model, self.optimizer)
+        state, remarks = checkpoint.load(self.folder.checkpoints, self.model, self.optimizer)
+        for remark in remarks:
+            self.folder.line(f"warning: {remark}; the one before it is taken")
         if set(state["progress"]) != {entry.name for entry in dataclasses.fields(Progress)}:
-            raise UserError(f"{self.folder.latest}: a checkpoint of another version; train again with --overwrite")
+            raise UserError(f"{self.folder.checkpoints}: of another version; train again with --overwrite")
         self.progress = Progress(**state["progress"])
         for name, method in self.settings.Slim.methods.items():
             method.load_state(state["methods"][name])

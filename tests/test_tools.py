@@ -348,7 +348,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(tool, tmp_path, tiny_ernie, tiny_task)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "--resume continues" in out
-    step = json.loads((tmp_path / "run/latest/state.json").read_text())["progress"]["step"]
+    step = json.loads(max((tmp_path / "run/checkpoints").glob("step_*/state.json")).read_text())["progress"]["step"]
     assert 4 <= step < 320
     code, out, _ = tool("train", "-c", config, "--resume")
     assert code == 0

@@ -62,8 +62,12 @@ EMBEDDING = {
 }
 
 
+def newest(run):
+    return checkpoint.checkpoints(run / "checkpoints")[0]
+
+
 def weights_of(run):
-    return dict(np.load(run / "latest/arrays.npz"))
+    return dict(np.load(newest(run) / "arrays.npz"))
 
 
 def same(first, second):
@@ -79,7 +83,7 @@ def test_it_learns_and_leaves_a_whole_run_folder(tmp_path, tiny_ernie, tiny_task
     run = tmp_path / "run"
     assert summary["best_accuracy"] > summary["fp32_start_accuracy"] + 0.2
     assert summary["steps"] == 32
-    expected = {"resolved.yaml", "plan.txt", "train.log", "metrics.jsonl", "summary.json", "best_model", "latest"}
+    expected = {"resolved.yaml", "plan.txt", "train.log", "metrics.jsonl", "summary.json", "best_model", "checkpoints"}
     assert expected <= {path.name for path in run.iterdir()}
     assert (run / "kurtosis.json").exists() == ("kurtosis" in (slim or {}))
     model = ErnieForSequenceClassification.from_pretrained(str(run / "best_model"))
@@ -155,7 +159,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, tiny_ernie, tiny_task, sli
     cut = settings(tmp_path, tiny_ernie, tiny_task, "cut", Slim=slim, Train=accumulate)
     with pytest.raises(Interrupted):
         train(cut)
-    assert json.loads((tmp_path / "cut/latest/state.json").read_text())["progress"]["step"] == 7
+    assert json.loads((newest(tmp_path / "cut") / "state.json").read_text())["progress"]["step"] == 7
     monkeypatch.undo()
     train(cut, resume=True)
     same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut"))
@@ -226,7 +230,7 @@ def test_resuming_with_another_config_names_what_changed(tmp_path, tiny_ernie, t
 def test_a_damaged_checkpoint_is_refused(tmp_path, tiny_ernie, tiny_task, damage):
     made = settings(tmp_path, tiny_ernie, tiny_task, Train={"max_steps": 2})
     train(made)
-    arrays, state = tmp_path / "run/latest/arrays.npz", tmp_path / "run/latest/state.json"
+    arrays, state = newest(tmp_path / "run") / "arrays.npz", newest(tmp_path / "run") / "state.json"
     content = arrays.read_bytes()
     if damage == "cut":
         arrays.write_bytes(content[:1000])
@@ -236,8 +240,33 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, tiny_ernie, tiny_task, damage
         arrays.unlink()
     else:
         state.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="no checkpoint is whole: .*step_00000002.*damaged"):
         train(made, resume=True)
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_old_ones_go(tmp_path, tiny_ernie, tiny_task):
+    often = {"epochs": 1, "save_steps": 2}
+    train(settings(tmp_path, tiny_ernie, tiny_task, "whole", Slim=QAT, Train=often))
+    made = settings(tmp_path, tiny_ernie, tiny_task, "cut", Slim=QAT, Train={**often, "keep": 3})
+    train(made)
+    found = checkpoint.checkpoints(tmp_path / "cut/checkpoints")
+    assert [path.name for path in found] == ["step_00000008", "step_00000006", "step_00000004"]
+    assert len(checkpoint.checkpoints(tmp_path / "whole/checkpoints")) == 2
+    (found[0] / "arrays.npz").write_bytes(b"cut")
+    (found[1] / "state.json").unlink()
+    left = [
+        found[0].parent / ".step_00000002.gone",
+        found[0].parent / ".step_00000008.new.x",
+        tmp_path / "cut/.best_model.new.y",
+    ]
+    for path in left:
+        path.mkdir()
+    train(made, resume=True)
+    log = (tmp_path / "cut/train.log").read_text()
+    assert "step_00000008/arrays.npz: damaged" in log
+    assert "resumed at step 4/8" in log
+    same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut"))
+    assert not [path for path in left if path.exists()]
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path, tiny_ernie, tiny_task):
@@ -251,7 +280,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path, tiny_ernie, tiny_task):
 def test_checkpoint_of_another_model_is_refused(tmp_path, tiny_ernie, tiny_task):
     linear, other = paddle.nn.Linear(2, 3), paddle.nn.Linear(3, 3)
     optimizer = paddle.optimizer.AdamW(parameters=linear.parameters())
-    checkpoint.save(tmp_path / "c", linear, optimizer, {"step": 1})
+    checkpoint.save(tmp_path / "c", 1, linear, optimizer, {"step": 1})
     with pytest.raises(UserError, match="another model: weight"):
         checkpoint.load(tmp_path / "c", other, paddle.optimizer.AdamW(parameters=other.parameters()))
     with pytest.raises(UserError, match="no checkpoint"):

@@ -9,7 +9,7 @@ EPILOG = """examples:
   python tools/train.py -c configs/ernie_sst2.yaml --resume
 
 The run folder (Global.output_dir) gets resolved.yaml, plan.txt, train.log, metrics.jsonl, kurtosis.json, summary.json,
-best_model/ (a PaddleNLP folder) and latest/ (the checkpoint). Ctrl-C stops after the running step; --resume continues."""
+best_model/ (a PaddleNLP folder) and checkpoints/. Ctrl-C stops after the running step; --resume continues."""
 
 
 def main() -> int:

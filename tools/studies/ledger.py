@@ -58,7 +58,7 @@ def trained(folder: Path, settings: str, override: list[str], names: dict[str, s
     with alone(folder.with_name(f"{folder.name}.lock")):
         if not (folder / "summary.json").is_file():
             train(config.load(ROOT / settings, override), overwrite=True)
-            shutil.rmtree(folder / "latest")
+            shutil.rmtree(folder / "checkpoints")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     command = shlex.join(["tools/train.py", "-c", settings, "-o", *override])
     for place, name in names.items():

@@ -53,7 +53,7 @@ def one_row(method: str, name: str, seed: int, arguments) -> dict:
     override += [f"Model.name_or_path={arguments.fp32}", *arguments.override]
     command = ["tools/train.py", "-c", f"configs/{name}.yaml", "-o", *override]
     if not (ROOT / output / "summary.json").is_file():
-        run(command + (["--resume"] if (ROOT / output / "latest").is_dir() else ["--overwrite"]))
+        run(command + (["--resume"] if (ROOT / output / "checkpoints").is_dir() else ["--overwrite"]))
     run(["tools/export.py", "--run", str(output)])
     summary = json.loads((ROOT / output / "summary.json").read_text(encoding="utf-8"))
     # The command as anyone would type it; the folders are the user's own.
