@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,14 +46,22 @@ class Progress:
     seconds: float = 0.0
 
 
-def train(settings: Config, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    settings: Config,
+    resume: bool = False,
+    overwrite: bool = False,
+    watch: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
     """Train by `settings`, leave a run folder, and return its summary.
+
+    watch: is told the step and the dev scores of each evaluation, and may end the run by raising.
 
     Raises UserError for wrong input, and Interrupted (with a checkpoint written) after Ctrl-C or SIGTERM.
     """
     folder = run_folder.RunFolder(settings.Global.output_dir, settings, resume, overwrite)
     trainer = Trainer(settings, folder)  # wrong input shows here, before anything of an old run is touched
     folder.open()
+    trainer.watch = watch
     return trainer.run(resume)
 
 
@@ -74,6 +82,7 @@ class Trainer:
         self.dev_labels = np.asarray(self.data.dev.labels)
         self.lengths = [len(row) for row in self.data.train.input_ids]
         self.progress = Progress()
+        self.watch: Callable[[int, dict[str, float]], None] | None = None
         self.advised: set[str] = set()
         if not self.model.new_head:
             self.progress.fp32_start = self._scores("fp32 start")["accuracy"]
@@ -310,6 +319,8 @@ class Trainer:
                 loading.save_classifier(self.model, self.vocabulary, new, self.data.labels, QUANTIZER_STATE)
                 if self.qat is not None:
                     run_folder.write_quantizers(new, quantizer_buffers(self.model))
+        if self.watch is not None:
+            self.watch(progress.step, progress.scores)
 
     def _save(self) -> None:
         state = {
