@@ -6,20 +6,33 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
+from . import parallel
 from .data.batching import collate, eval_batches
 from .data.dataset import Split
 
 
 @paddle.no_grad()
 def logits_of(
-    model: paddle.nn.Layer, split: Split, pad_token_id: int, batch_size: int = 64, what: str = "evaluate"
+    model: paddle.nn.Layer,
+    split: Split,
+    pad_token_id: int,
+    batch_size: int = 64,
+    what: str = "evaluate",
+    shared: bool = False,
 ) -> np.ndarray:
-    """float32 [rows, classes] in the split's order; the model is put in eval mode and back."""
+    """float32 [rows, classes] in the split's order; the model is put in eval mode and back.
+
+    shared: the processes of a training share the batches, and all get all logits.
+    """
     training = model.training
     model.eval()
     logits = np.zeros((0, 0), np.float32)
     lengths = [len(row) for row in split.input_ids]
-    for rows in tqdm(eval_batches(lengths, batch_size), desc=what, disable=None, leave=False):
+    batches = eval_batches(lengths, batch_size)
+    shared = shared and len(batches) >= parallel.size()
+    if shared:
+        batches = batches[parallel.rank() :: parallel.size()]
+    for rows in tqdm(batches, desc=what, disable=None, leave=False):
         batch = collate(split, rows, pad_token_id)
         out = model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"])).numpy()
         if not logits.size:
@@ -27,7 +40,7 @@ def logits_of(
         logits[rows] = out
     if training:
         model.train()
-    return logits
+    return parallel.add_up(logits) if shared else logits
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from . import config, files, strict
+from . import config, files, parallel, strict
 from .errors import UserError
 
 BEST, CHECKPOINTS, RESOLVED, SUMMARY = "best_model", "checkpoints", "resolved.yaml", "summary.json"
@@ -36,7 +36,12 @@ class RunFolder:
         self._replaces = used and not resume
 
     def open(self) -> None:
-        """Clear what is to be overwritten and what a killed process left half written, and write resolved.yaml."""
+        """Clear what is to be overwritten and what a killed process left half written, and write resolved.yaml.
+
+        Of several processes the first does it, and only the first writes.
+        """
+        if not parallel.is_first():
+            return
         if self._replaces:
             self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -55,19 +60,23 @@ class RunFolder:
 
     def line(self, text: str) -> None:
         """Print a log line and keep it in train.log."""
+        if not parallel.is_first():
+            return
         tqdm.write(text)
         with open(self.path / "train.log", "a", encoding="utf-8") as log:
             log.write(text + "\n")
 
     def metric(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
+        if not parallel.is_first():
+            return
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the rows after `step`: a resumed run writes them again. A last line cut by a crash goes too."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        if not path.exists() or not parallel.is_first():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():

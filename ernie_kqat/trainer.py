@@ -15,7 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from tqdm import tqdm
 
-from . import advice, checkpoint, files, metrics, run_folder
+from . import advice, checkpoint, files, metrics, parallel, run_folder
 from .calibration import calibrate
 from .config import Config
 from .data.batching import collate, epoch_batches
@@ -58,7 +58,9 @@ def train(
 
     Raises UserError for wrong input, and Interrupted (with a checkpoint written) after Ctrl-C or SIGTERM.
     """
+    parallel.begin()
     folder = run_folder.RunFolder(settings.Global.output_dir, settings, resume, overwrite)
+    parallel.wait()  # all have looked at the folder before the first one writes
     trainer = Trainer(settings, folder)  # wrong input shows here, before anything of an old run is touched
     folder.open()
     trainer.watch = watch
@@ -94,6 +96,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * settings.Train.epochs
         if settings.Train.max_steps is not None:
             self.total_steps = min(self.total_steps, settings.Train.max_steps)
+        parallel.same_everywhere(self.model)
         for method in self.methods:
             method.start(self.total_steps, self.steps_per_epoch)
         self.scheduler = paddle.optimizer.lr.LambdaDecay(settings.Train.learning_rate, self._learning_rate_share)
@@ -110,7 +113,8 @@ class Trainer:
         elif self.qat is not None and self.stored is None:
             count = self.qat.calibration_batches()
             order = itertools.islice(itertools.cycle(self._order(0)), count)
-            calibrate(self.model, map(self._batch, order), self.methods)
+            calibrate(self.model, map(self._batch, order), self.methods)  # of whole batches, in every process
+            parallel.same_everywhere(self.model)
         if not resume and (self.total_steps == 0 or not self.model.new_head):
             self._evaluate()  # the start is a candidate too: no run returns a model worse on dev than the one it began with
         if self.progress.step < self.total_steps:
@@ -141,7 +145,8 @@ class Trainer:
         bar = tqdm(total=self.total_steps, initial=first, desc="train", unit="step", disable=None)
         self.model.train()
         for batches in self._remaining_steps():
-            row = self._step(batches)
+            row = self._step(batches, stop.requested)
+            stopping = row.pop("stopping")
             progress.step += 1
             progress.seconds = time.perf_counter() - began
             last = progress.step == self.total_steps
@@ -150,26 +155,29 @@ class Trainer:
             bar.update()
             if last or progress.step % eval_steps == 0:
                 self._evaluate()
-            if last or stop.requested or progress.step % save_steps == 0:
+            if last or stopping or progress.step % save_steps == 0:
                 self._save()
-            if stop.requested and not last:
+            if stopping and not last:
                 bar.close()
                 self.folder.line(f"stopped at step {progress.step}/{self.total_steps}; --resume continues")
                 raise Interrupted
         bar.close()
 
-    def _step(self, batches: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-        """One optimizer step over the accumulated batches; returns what to log."""
+    def _step(self, batches: list[np.ndarray], stop: bool = False) -> dict[str, Any]:
+        """One optimizer step over the accumulated batches' rows; returns what to log, and `stopping`: whether any process
+        was asked to stop."""
         learning_rate = self.optimizer.get_lr()
         task_weight = math.prod(method.task_weight() for method in self.methods)
+        total = sum(map(len, batches))
 
         def gradients() -> dict[str, float]:
             paddle.seed(self._step_seed())  # a method that asks twice meets the same dropout
             self.optimizer.clear_grad()
-            total = sum(len(batch["labels"]) for batch in batches)
-            sums: dict[str, float] = {}
-            for batch in batches:
-                share = len(batch["labels"]) / total
+            sums: dict[str, float] = {"stopping": float(stop)}
+            for rows in batches:
+                own, share = parallel.share_of(rows)
+                share *= len(rows) / total
+                batch = self._batch(own)
                 logits = self.model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"]))
                 losses = {"loss": task_weight * F.cross_entropy(logits, paddle.to_tensor(batch["labels"]))}
                 for method in self.methods:
@@ -177,7 +185,7 @@ class Trainer:
                 (sum(losses.values()) * share).backward()
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * share
-            return sums
+            return dict(zip(sums, parallel.add_up_gradients(self.model.parameters(), list(sums.values()))))
 
         for method in self.methods:
             gradients = method.wrap(gradients)
@@ -194,7 +202,7 @@ class Trainer:
         self.scheduler.step()
         for method in self.methods:
             method.after_step()
-        row.update(learning_rate=learning_rate, rows=sum(len(batch["labels"]) for batch in batches))
+        row.update(learning_rate=learning_rate, rows=total)
         return row
 
     def _is_logged(self, step: int) -> bool:
@@ -202,21 +210,24 @@ class Trainer:
 
     def _step_seed(self) -> int:
         # Dropout is a function of (seed, step), so that a resumed run needs no generator state.
-        return int(np.random.SeedSequence([self.settings.Global.seed, self.progress.step]).generate_state(1)[0] >> 1)
+        own = [parallel.rank()] if parallel.size() > 1 else []
+        sequence = np.random.SeedSequence([self.settings.Global.seed, self.progress.step, *own])
+        return int(sequence.generate_state(1)[0] >> 1)
 
     def _order(self, epoch: int) -> list[np.ndarray]:
-        return epoch_batches(self.lengths, self.settings.Train.batch_size, self.settings.Global.seed, epoch)
+        rows = self.settings.Train.batch_size * parallel.size()
+        return epoch_batches(self.lengths, rows, self.settings.Global.seed, epoch)
 
     def _batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {**collate(self.data.train, rows, self.pad_token_id), "rows": rows}
 
-    def _remaining_steps(self) -> Iterator[list[dict[str, np.ndarray]]]:
+    def _remaining_steps(self) -> Iterator[list[np.ndarray]]:
         accumulate = self.settings.Train.accumulate
         while self.progress.step < self.total_steps:
             epoch, position = divmod(self.progress.step, self.steps_per_epoch)
             order = self._order(epoch)
             for start in range(position * accumulate, len(order), accumulate):
-                yield [self._batch(rows) for rows in order[start : start + accumulate]]
+                yield order[start : start + accumulate]
                 if self.progress.step == self.total_steps:
                     return
 
@@ -275,7 +286,8 @@ class Trainer:
         lines += self.remarks
         for method in self.methods:
             lines += method.plan()
-        files.write_text(self.folder.path / "plan.txt", "\n".join(lines) + "\n")
+        if parallel.is_first():
+            files.write_text(self.folder.path / "plan.txt", "\n".join(lines) + "\n")
         for line in lines:
             self.folder.line(line)
 
@@ -297,7 +309,8 @@ class Trainer:
                 self.visualdl.add_scalar(f"TRAIN/{name}", value, step)
 
     def _scores(self, what: str) -> dict[str, float]:
-        logits = logits_of(self.model, self.data.dev, self.pad_token_id, self.settings.Train.eval_batch_size, what)
+        batch_size = self.settings.Train.eval_batch_size
+        logits = logits_of(self.model, self.data.dev, self.pad_token_id, batch_size, what, shared=True)
         return metrics.scores(logits, self.dev_labels)
 
     def _evaluate(self) -> None:
@@ -315,12 +328,17 @@ class Trainer:
         beaten = not progress.best_scores or progress.scores[metric] > progress.best_scores[metric]
         if self.settings.Train.select == "last" or beaten:
             progress.best_scores, progress.best_step = progress.scores, progress.step
+            self._keep()
+        if self.watch is not None:
+            self.watch(progress.step, progress.scores)
+
+    def _keep(self) -> None:
+        """Write best_model/."""
+        if parallel.is_first():
             with files.replacing_folder(self.folder.best) as new:
                 loading.save_classifier(self.model, self.vocabulary, new, self.data.labels, QUANTIZER_STATE)
                 if self.qat is not None:
                     run_folder.write_quantizers(new, quantizer_buffers(self.model))
-        if self.watch is not None:
-            self.watch(progress.step, progress.scores)
 
     def _save(self) -> None:
         state = {
@@ -328,7 +346,9 @@ class Trainer:
             "methods": {name: method.state() for name, method in self.settings.Slim.methods.items()},
         }
         keep = self.settings.Train.keep
-        checkpoint.save(self.folder.checkpoints, self.progress.step, self.model, self.optimizer, state, keep)
+        if parallel.is_first():
+            checkpoint.save(self.folder.checkpoints, self.progress.step, self.model, self.optimizer, state, keep)
+        parallel.wait()  # nobody is told that the run ended, or stopped, before its checkpoint is there
 
     def _restore(self) -> None:
         state, remarks = checkpoint.load(self.folder.checkpoints, self.model, self.optimizer)
@@ -357,10 +377,11 @@ class Trainer:
             "seed": self.settings.Global.seed,
             "seconds": round(progress.seconds, 1),
         }
-        for method in self.methods:
-            if isinstance(method, Kurtosis):
-                files.write_json(self.folder.path / "kurtosis.json", method.report())
-        files.write_json(self.folder.path / run_folder.SUMMARY, summary)
+        if parallel.is_first():
+            for method in self.methods:
+                if isinstance(method, Kurtosis):
+                    files.write_json(self.folder.path / "kurtosis.json", method.report())
+            files.write_json(self.folder.path / run_folder.SUMMARY, summary)
         self.folder.line(
             f"{self.settings.Train.select} dev {self.settings.Train.metric}"
             f" {progress.best_scores[self.settings.Train.metric]:.4f} at step {progress.best_step}: {self.folder.best}"

@@ -188,7 +188,7 @@ def test_accumulated_batches_give_the_gradient_of_the_whole(tmp_path, tiny_ernie
         one = trainer.Trainer(config.from_tree(tree, "test"), folder)
         one.model.train()
         rows = np.arange(32)
-        one._step([one._batch(rows[start : start + size]) for start in range(0, 32, size)])
+        one._step([rows[start : start + size] for start in range(0, 32, size)])
         grads.append({name: p.grad.numpy() for name, p in one.model.named_parameters()})
     for name, value in grads[0].items():
         np.testing.assert_allclose(value, grads[1][name], atol=2e-6 + 1e-5 * np.abs(value).max(), err_msg=name)
@@ -274,7 +274,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path, tiny_ernie, tiny_task):
     one = trainer.Trainer(made, run_folder.RunFolder(tmp_path / "unused", made))
     one.model.classifier.weight.set_value(one.model.classifier.weight * float("inf"))
     with pytest.raises(UserError, match=r"not finite at step 1.*lower Train.learning_rate"):
-        one._step([one._batch(np.arange(8))])
+        one._step([np.arange(8)])
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path, tiny_ernie, tiny_task):

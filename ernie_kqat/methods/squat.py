@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import paddle
 
+from .. import parallel
 from ..errors import UserError
 from ..quantizers.attach import is_quantizer_state, quantized_linears
 from ..strict import number, option
@@ -76,6 +77,8 @@ class Perturbation:
         if self.latent:
             weights = {name: layer.weight for name, layer in self.layers.items()}
             found.update({name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None})
+        else:
+            parallel.add_up_in_place(found.values())  # of this process's rows; dL/dw is of all processes' already
 
     @contextlib.contextmanager
     def applied(self, gradients: dict[str, paddle.Tensor], rho: float, by_layer: bool) -> Iterator[None]:

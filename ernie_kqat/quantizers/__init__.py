@@ -72,14 +72,15 @@ class LearnedStep(PyLayer):
 
         dQ/dstep = round(x / step) - x / step inside, low or high outside,   times 1 / sqrt(N qmax)
 
-    summed over what shares the step; N: how many values that is. The factor keeps steps from filling the clipped norm.
+    summed over what shares the step; N: how many values that is, `copies` times x's own (in several processes each sees a share
+    of an activation). The factor keeps steps from filling the clipped norm.
     """
 
     @staticmethod
-    def forward(ctx, x, step, low, high):
+    def forward(ctx, x, step, low, high, copies=1):
         quantized = on_grid(x, step, low, high)
         ctx.save_for_backward(x, step, quantized)
-        ctx.bounds, ctx.frozen = (low, high), x.stop_gradient
+        ctx.bounds, ctx.frozen, ctx.copies = (low, high), x.stop_gradient, copies
         return quantized
 
     @staticmethod
@@ -90,7 +91,7 @@ class LearnedStep(PyLayer):
         inside = paddle.logical_and(ratio >= low, ratio <= high).astype(x.dtype)
         slope = grad * (quantized / step - ratio * inside)
         total = slope.sum(axis=0) if step.size > 1 else slope.sum().reshape([1])
-        return None if ctx.frozen else grad * inside, total * (1.0 / math.sqrt(x.size / step.size * high))
+        return None if ctx.frozen else grad * inside, total * (1.0 / math.sqrt(ctx.copies * x.size / step.size * high))
 
 
 class Quantizer(paddle.nn.Layer):

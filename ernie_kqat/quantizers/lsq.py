@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from .. import parallel
 from . import ActivationQuantizer, LearnedStep, WeightQuantizer, on_grid
 
 SMALLEST = 1e-8  # of a step
@@ -36,11 +37,11 @@ class LearnedStepAndOffset(PyLayer):
     """LSQ+'s quantizer of a whole tensor: step and offset of shape [1]."""
 
     @staticmethod
-    def forward(ctx, x, step, offset, low, high):
+    def forward(ctx, x, step, offset, low, high, copies=1):
         shifted = x - offset
         quantized = on_grid(shifted, step, low, high)
         ctx.save_for_backward(shifted, step, quantized)
-        ctx.bounds = low, high
+        ctx.bounds, ctx.copies = (low, high), copies
         return quantized + offset
 
     @staticmethod
@@ -49,7 +50,7 @@ class LearnedStepAndOffset(PyLayer):
         low, high = ctx.bounds
         ratio = shifted / step
         inside = paddle.logical_and(ratio >= low, ratio <= high).astype(grad.dtype)
-        factor = 1.0 / math.sqrt(shifted.size * high)
+        factor = 1.0 / math.sqrt(ctx.copies * shifted.size * high)
         to_step = (grad * (quantized / step - ratio * inside)).sum().reshape([1]) * factor
         to_offset = (grad * (1.0 - inside)).sum().reshape([1]) * factor
         return grad * inside, to_step, to_offset
@@ -102,8 +103,8 @@ class LSQActivation(ActivationQuantizer):
             self._begin(x.detach().numpy())
         self.check_calibrated()
         if self.options.offset:
-            return LearnedStepAndOffset.apply(x, self.step(), self.lsq_offset, self.low, self.high)
-        return LearnedStep.apply(x, self.step(), self.low, self.high)
+            return LearnedStepAndOffset.apply(x, self.step(), self.lsq_offset, self.low, self.high, parallel.size())
+        return LearnedStep.apply(x, self.step(), self.low, self.high, parallel.size())
 
     @paddle.no_grad()
     def _begin(self, x: np.ndarray) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import paddle
 
+from .. import parallel
 from . import ActivationQuantizer, LearnedStep, StraightThrough, WeightQuantizer, numeric
 
 SAMPLE = 2**15  # activations of a batch that the search for a range looks at
@@ -96,13 +97,14 @@ class MovingAverageActivation(ActivationQuantizer):
         if self.training:
             self._observe(x)
         self.check_calibrated()
-        rounding = LearnedStep if self.options.range == "learned" else StraightThrough
-        return rounding.apply(x, self.step(), self.low, self.high)
+        if self.options.range == "learned":
+            return LearnedStep.apply(x, self.step(), self.low, self.high, parallel.size())
+        return StraightThrough.apply(x, self.step(), self.low, self.high)
 
     @paddle.no_grad()
     def _observe(self, x):
         if self.options.range == "moving_average":
-            rate, found = self.options.moving_rate, x.detach().abs().max().reshape([1])
+            rate, found = self.options.moving_rate, parallel.maximum(x.detach().abs().max().reshape([1]))
         elif float(self.weight_sum) < self.options.calibration_batches:
             rate, found = 1.0, paddle.to_tensor(self._range_of(x))
         else:
