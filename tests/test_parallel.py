@@ -97,6 +97,22 @@ def test_over_fifty_steps(tmp_path, tiny_ernie, tiny_task, slim):
 
 
 @pytest.mark.slow
+def test_when_one_process_is_asked_to_stop_all_stop_with_a_checkpoint(tmp_path, tiny_ernie, tiny_task):
+    config = write_config(tmp_path / "c.yaml", tmp_path / "run", tiny_ernie, tiny_task, None, save_steps=1000)
+    process = launch(config, start_new_session=True)
+    try:
+        until(lambda: (tmp_path / "run/metrics.jsonl").is_file() and len(rows_of(tmp_path / "run")) > 15)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[1]), signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert re.search(r"stopped at step \d+/400; --resume continues", (tmp_path / "run/train.log").read_text()), out
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
+
+
+@pytest.mark.slow
 def test_when_one_process_is_killed_the_other_ends(tmp_path, tiny_ernie, tiny_task):
     config = write_config(tmp_path / "c.yaml", tmp_path / "run", tiny_ernie, tiny_task, None, save_steps=10)
     process = launch(config, start_new_session=True)
