@@ -20,6 +20,7 @@ SOURCE_WEIGHTS = "model.safetensors"
 IGNORED = re.compile(r"embeddings\.position_ids$|^cls\.")  # a buffer, and the pretraining heads
 RENAMED = (  # BERT's name -> ERNIE's, part by part
     (r"^bert\.", ""),
+    (r"^qa_outputs\.", "classifier."),
     (r"LayerNorm\.gamma$", "LayerNorm.weight"),
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
     (r"^embeddings\.LayerNorm", "embeddings.layer_norm"),
@@ -34,6 +35,10 @@ RENAMED = (  # BERT's name -> ERNIE's, part by part
     (r"output\.LayerNorm", "norm2"),
     (r"^(?=embeddings|encoder|pooler)", "ernie."),
 )
+HEADS = {  # BERT's class -> PaddleNLP's, whose weights are the same
+    "BertForTokenClassification": "ErnieForTokenClassification",
+    "BertForQuestionAnswering": "ErnieForQuestionAnswering",
+}
 KEPT = (
     *SIZES,
     "hidden_act",
@@ -47,7 +52,7 @@ KEPT = (
 def convert_bert(source: str | Path, target: str | Path) -> list[str]:
     """Fill the existing folder `target` from `source` (config.json, model.safetensors, vocab.txt); returns remarks.
 
-    Keys may begin with `bert.` or not; a `classifier` is kept; a missing pooler, and pretraining heads left out, are
+    Keys may begin with `bert.` or not; a `classifier` is kept, of sentences, tokens or (`qa_outputs`) answers; a missing pooler, and pretraining heads left out, are
     remarked on. Raises UserError for a file that is missing or damaged, for an architecture that ERNIE cannot compute,
     and for weights that are missing, left over or of the wrong shape.
     """
@@ -82,12 +87,12 @@ def _ernie_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing keys: {', '.join(missing)}")
     check_sizes(path, tree)
     return {
-        "architectures": ["ErnieForSequenceClassification"],
+        "architectures": [HEADS.get((tree.get("architectures") or [""])[0], "ErnieForSequenceClassification")],
         "model_type": "ernie",
         **{key: tree[key] for key in KEPT if key in tree},
         "layer_norm_eps": tree.get("layer_norm_eps", 1e-12),
         "use_task_id": False,
-        **{key: tree[key] for key in ("id2label", "label2id") if key in tree},
+        **{key: tree[key] for key in ("id2label", "label2id", "problem_type") if tree.get(key) is not None},
     }
 
 
