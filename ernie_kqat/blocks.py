@@ -17,7 +17,8 @@ from .quantizers.attach import quantized_linears
 
 @dataclass(frozen=True)
 class Block:
-    """run: hidden states [rows, tokens, width] and attention mask -> the next hidden states, or the head's logits; linears: its quantized layers by their names in the model, in the order in which they compute."""
+    """run: hidden states [rows, tokens, width] and attention mask -> the next hidden states, or the head's logits; linears: its
+    quantized layers by their names in the model, in the order in which they compute."""
 
     run: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor]
     linears: dict[str, QuantizedLinear]

@@ -24,7 +24,8 @@ def answer_lines(
     """The answers to each `window` lines, one a line and in order; by default WINDOW batches, or one line at batch size 1.
 
     A line is UTF-8 text, for a model of pairs two texts with a tab between them. An answer is {text, label, score}, or what
-    the model's task has for an answer (docs/tasks.md), with `pair` and `logits` where they apply; for a line that has none {line: its number from 1, error: why}.
+    the model's task has for an answer (docs/tasks.md), with `pair` and `logits` where they apply; for a line that has none {line:
+    its number from 1, error: why}.
     """
     size = window or (1 if batch_size == 1 else WINDOW * batch_size)
     numbered = enumerate(lines, 1)

@@ -94,7 +94,7 @@ class Predictor:
         """One answer for each text, in order; `pairs` are the second texts of a model for pairs, the contexts of questions.
 
         A Prediction (label, score, logits); of other tasks a Value, LabelSet, Entities or Answer (tasks/).
-        Texts longer than `max_length` tokens are cut, but for contexts. Raises UserError for something that is not text, a text without a
+        Texts longer than `max_length` tokens are cut, contexts are not. Raises UserError for what is no text, a text without a
         token (an empty sentence has no label), and pairs that are missing, superfluous or of another number.
         """
         return self.answer(self.encode(texts, pairs), batch_size)

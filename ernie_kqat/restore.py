@@ -82,7 +82,8 @@ def restore_folder(folder: str | Path, data: Data | None = None) -> Restored:
     if model.new_head:
         raise UserError(f"{folder}: an encoder without a classifier; fine-tune it first (tools/train.py)")
     model.eval()
-    return Restored(model, Path(folder), labels, replace(data or Data(), task=task), None, str(folder))
+    data = replace(data or Data(), task=task)  # type: ignore[arg-type]
+    return Restored(model, Path(folder), labels, data, None, str(folder))
 
 
 def stored_quantizers(

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from tiny_ernie import ADVERBS, NEGATIVE, NOUNS, OTHER, POSITIVE
 
-GRADED = [*NEGATIVE, *POSITIVE]  # from 0 to 5
+from ernie_kqat import config
+from ernie_kqat.export import verify
+from ernie_kqat.export.exporter import export_run
+from ernie_kqat.trainer import train
+
+GRADES = {
+    word: 0.2 * index for words in (NEGATIVE, POSITIVE) for index, word in enumerate(words, 18 * (words is POSITIVE))
+}
 TOPICS = NOUNS[:3]
 
 
 def make_regression(folder: Path, rows: int = 256, seed: int = 0) -> Path:
-    """STS-B's shape: two sentences and a score of 0..5, which one word of the second decides."""
+    """STS-B's shape: two sentences and a score of 0..5, low or high by one word of the second."""
     rng = random.Random(seed)
 
     def row() -> str:
-        grade = rng.randrange(len(GRADED))
-        second = f"the {rng.choice(NOUNS)} is {GRADED[grade]}"
-        return f"a {rng.choice(NOUNS)}\t{second}\t{5 * grade / (len(GRADED) - 1):.2f}"
+        word = rng.choice(list(GRADES))
+        return f"a {rng.choice(NOUNS)}\tthe {rng.choice(NOUNS)} is {word}\t{GRADES[word]:.2f}"
 
     return _tsv(folder, "sentence1\tsentence2\tscore", row, rows)
 
@@ -30,7 +38,7 @@ def make_multilabel(folder: Path, rows: int = 256, seed: int = 0) -> Path:
 
     def row() -> str:
         topics = [topic for topic in TOPICS if rng.random() < 0.5]
-        return f"{' '.join(['the', *rng.sample(topics, len(topics)), rng.choice(ADVERBS)])}\t{'|'.join(topics)}"
+        return f"{' '.join(['the', *topics])}\t{'|'.join(topics)}"
 
     return _tsv(folder, "text\tlabel", row, rows)
 
@@ -88,3 +96,29 @@ def _tsv(folder: Path, header: str, row, rows: int) -> Path:
         lines = [header, *(row() for _ in range(count))]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run, its verified artifact, and what they said."""
+
+    run: Path
+    artifact: Path
+    summary: dict
+    manifest: dict
+
+
+def make(folder: Path, model: Path, data: Path, task: str, slim: dict | None = None, **sections: dict) -> Made:
+    """Train (by default plain QAT), export and verify."""
+    tree = {
+        "Global": {"output_dir": str(folder / "run"), "seed": 3, "log_every": 8},
+        "Model": {"name_or_path": str(model)},
+        "Data": {"task": task, "path": str(data), "max_length": 24, **sections.get("Data", {})},
+        "Slim": {"quant": {}} if slim is None else slim,
+        "Train": {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, **sections.get("Train", {})},
+    }
+    summary = train(config.from_tree(tree, "test"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "LATENCY_ROWS", 1)
+        manifest = export_run(str(folder / "run"), str(folder / "out"), config.Export())
+    return Made(folder / "run", folder / "out", summary, manifest)

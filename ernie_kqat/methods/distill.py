@@ -136,11 +136,13 @@ class Distillation(Method):
         return self.task
 
     def train_rows(self, train):
-        if self._cached():
-            self.kept = cached_logits(Path(self.cache), Path(str(self.teacher)), self.model, train)
+        cache = self._cache()
+        if cache:
+            self.kept = cached_logits(Path(cache), Path(str(self.teacher)), self.model, train)
 
-    def _cached(self) -> bool:
-        return bool(self.cache) and not (self.hidden or self.attention or self.family.per_token)
+    def _cache(self) -> str | None:
+        """The folder of `cache`, where logits are all that is asked of the teacher, and one row of them a row."""
+        return None if self.hidden or self.attention or self.family.per_token else self.cache
 
     def _wanted(self, batch) -> paddle.Tensor:
         """The teacher's logits of a batch."""
@@ -178,7 +180,7 @@ class Distillation(Method):
     def plan(self):
         weights = ", ".join(f"{name} {getattr(self, name):g}" for name in ("task", "logits", "hidden", "attention"))
         lines = [f"distillation from {self.teacher}: {weights}, temperature {self.temperature:g}"]
-        if self.cache and not self._cached():
+        if self.cache and not self._cache():
             why = "logits of every token" if self.family.per_token else "hidden and attention"
             lines.append(f"{KEY}.cache is not used: {why} need the teacher itself at each step")
         return lines

@@ -52,9 +52,10 @@ KEPT = (
 def convert_bert(source: str | Path, target: str | Path) -> list[str]:
     """Fill the existing folder `target` from `source` (config.json, model.safetensors, vocab.txt); returns remarks.
 
-    Keys may begin with `bert.` or not; a `classifier` is kept, of sentences, tokens or (`qa_outputs`) answers; a missing pooler, and pretraining heads left out, are
-    remarked on. Raises UserError for a file that is missing or damaged, for an architecture that ERNIE cannot compute,
-    and for weights that are missing, left over or of the wrong shape.
+    Keys may begin with `bert.` or not; a `classifier` is kept, of sentences or tokens, and `qa_outputs` as ERNIE's classifier
+    of answers; a missing pooler, which only sentences need, and pretraining heads left out, are remarked on. Raises UserError for
+    a file that is missing or damaged, for an architecture that ERNIE cannot compute, and for weights that are missing, left
+    over or of the wrong shape.
     """
     source, target = Path(source), Path(target)
     if not source.is_dir():
@@ -126,7 +127,8 @@ def _check(path: Path, weights: dict[str, np.ndarray], settings: dict[str, Any])
     remarks = []
     if not pooler & set(weights):
         shapes = {name: shape for name, shape in shapes.items() if name not in pooler}
-        remarks.append("no pooler: fine-tuning will begin with a random one")
+        if settings["architectures"][0] not in HEADS.values():
+            remarks.append("no pooler: fine-tuning will begin with a random one")
     if "classifier.weight" in weights:
         labels = weights["classifier.weight"].shape[-1]
         shapes.update({"classifier.weight": (settings["hidden_size"], labels), "classifier.bias": (labels,)})

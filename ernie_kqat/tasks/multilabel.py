@@ -33,6 +33,10 @@ class MultiLabel(Task):
     problem = "multi_label_classification"
     metrics = ("micro_f1", "macro_f1", "exact_match")
 
+    def __post_init__(self):
+        if not self.separator.strip():
+            raise UserError(f"Data.separator: {self.separator!r} is no sign between labels")
+
     def read(self, path, text, text_pair, label, require_label):
         from ..data.readers import ExampleReader
 

@@ -108,7 +108,8 @@ class QuestionAnswering(Task):
 
         texts = [example.text for example in examples], [example.text_pair for example in examples]
         asked = self.encode(tokenizer, *texts, max_length)
-        ids, types, sources, targets, of_rows = [], [], [], [], []
+        ids: list[np.ndarray] = []
+        types, sources, targets, of_rows = [], [], [], []
         for example, own in zip(examples, asked):
             if self.lacks_text(own):
                 raise UserError(f"{example.where}: a question or a context without a token")

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 OUTSIDE = "O"
 TAG = re.compile(r"O|[BI]-\S+")
 # Ideographs and kana are words by themselves in a text, as in the Chinese data sets.
-_WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\u3040-\u30ff]|[^\s\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\u3040-\u30ff]+")  # fmt: skip
+_ALONE = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\u3040-\u30ff"
+_WORD = re.compile(rf"[{_ALONE}]|[^\s{_ALONE}]+")
 
 
 @dataclass(frozen=True)
