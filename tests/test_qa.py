@@ -61,7 +61,7 @@ def test_an_answer_is_a_part_of_a_context_of_any_length(made):
         assert context[answer.start : answer.end] == answer.answer
         assert 0 < answer.score <= 1
     assert "good" in answers[0].answer
-    line = "what is the film?\tThe so lovely\n".encode()
+    line = b"what is the film?\tThe so lovely\n"
     ((found,),) = answer_lines(predictor, [line])
     assert found == {"text": "what is the film?", "pair": "The so lovely", **answers[1].fields()}
     with pytest.raises(UserError, match=r"texts\[0\] or pairs\[0\]: no text in it"):

@@ -130,8 +130,8 @@ def test_entities_by_hand(tags, expected):
 
 
 def test_entity_scores_by_hand_and_by_seqeval():
-    wanted = ["B-A I-A O B-B".split(), "O O B-A".split(), "B-B O".split()]
-    found = ["B-A I-A O B-A".split(), "O B-A I-A".split(), "B-B O".split()]
+    wanted = [["B-A", "I-A", "O", "B-B"], ["O", "O", "B-A"], ["B-B", "O"]]
+    found = [["B-A", "I-A", "O", "B-A"], ["O", "B-A", "I-A"], ["B-B", "O"]]
     # found: 4 entities, wanted: 4, equal in type and both ends: 2
     assert entity_scores(found, wanted) == {"f1": 0.5, "precision": 0.5, "recall": 0.5}
     assert entity_scores([["O"]], [["O"]]) == {"f1": 0, "precision": 0, "recall": 0}
