@@ -139,9 +139,8 @@ class Predictor:
             return logits
         size = min(size, -(-len(rows) // self.instances))
         parts = [order[start : start + size] for start in range(0, len(rows), size)]
-        list(
-            self._workers.map(lambda part: self._answer_alone(rows, part, places, logits), parts)
-        )  # raises what one did
+        for _ in self._workers.map(lambda part: self._answer_alone(rows, part, places, logits), parts):
+            pass  # what one of them raised is raised here
         return logits
 
     def _answer(

@@ -131,6 +131,8 @@ def test_an_artifact_without_a_task_is_of_classification_and_an_unknown_one_is_r
         UserError, match="the artifact's task is 'poetry'; this version knows classification, multilabel"
     ):
         tasks.of_manifest({"task": {"kind": "poetry"}})
+    with pytest.raises(UserError, match="the artifact's task regression has scale, which this version does not know"):
+        tasks.of_manifest({"task": {"kind": "regression", "scale": 2}})
 
 
 def test_what_is_for_classification_only_says_so(trained, tmp_path):

@@ -217,6 +217,7 @@ def test_agreement_is_of_words():
     [
         ("good\tB-X\n", "dev.txt", r"dev\.txt:1: tag 'B-X' of word 1 is not one of O, B-GOOD, I-GOOD"),
         ("good\tB-GOOD\nfilm\n", "dev.txt", r"dev\.txt:2: 1 columns found where 2 are needed: 'film'"),
+        ("\tO\n", "dev.txt", r"dev\.txt:1: an empty column: '\\tO'"),
         ("good\n", "dev.txt", r"dev\.txt:1: no tag beside 'good': a word and its tag are needed"),
         ("\n\n", "dev.txt", r"dev\.txt: no sentences"),
         (

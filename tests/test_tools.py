@@ -377,7 +377,12 @@ def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, tiny_ernie, tiny
 
 
 def test_every_shipped_config_runs_on_a_tiny_ernie(tool, tmp_path, tiny_ernie, tiny_task):
-    makers = {"regression": make_regression, "multilabel": make_multilabel, "tokens": make_entities, "qa": make_questions}
+    makers = {
+        "regression": make_regression,
+        "multilabel": make_multilabel,
+        "tokens": make_entities,
+        "qa": make_questions,
+    }
     data = {"classification": tiny_task, **{task: make(tmp_path / task, rows=64) for task, make in makers.items()}}
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         output, task = tmp_path / path.stem, yaml.safe_load(path.read_text())["Data"].get("task", "classification")

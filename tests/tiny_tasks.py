@@ -112,7 +112,7 @@ def make(folder: Path, model: Path, data: Path, task: str, slim: dict | None = N
     """Train (by default plain QAT), export and verify."""
     tree = {
         "Global": {"output_dir": str(folder / "run"), "seed": 3, "log_every": 8},
-        "Model": {"name_or_path": str(model)},
+        "Model": {"name_or_path": str(model), **sections.get("Model", {})},
         "Data": {"task": task, "path": str(data), "max_length": 24, **sections.get("Data", {})},
         "Slim": {"quant": {}} if slim is None else slim,
         "Train": {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, **sections.get("Train", {})},

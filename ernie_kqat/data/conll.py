@@ -59,7 +59,9 @@ class TaggedReader:
                 rows = []
                 continue
             width = width or len(cells)
-            if len(cells) != width or not all(cell.strip() for cell in cells):
+            if not all(cell.strip() for cell in cells):
+                raise UserError(f"{self.path}:{number}: an empty column: {line[:80]!r}")
+            if len(cells) != width:
                 raise UserError(
                     f"{self.path}:{number}: {len(cells)} columns found where {width} are needed: {line[:80]!r}"
                 )

@@ -59,10 +59,12 @@ def export_folder(
     data: str | None = None,
     seed: int = 42,
     methods: Mapping[str, Method] | None = None,
+    columns: config.Data | None = None,
 ) -> dict[str, Any]:
     """PTQ: quantize a plain fp32 model folder by calibration only, and export it. `data`: verification rows.
 
-    methods: Slim.methods. Raises UserError for one that needs training.
+    columns: names of the columns, and the task's own keys, where they are not the defaults. methods: Slim.methods. Raises
+    UserError for one that needs training.
     """
     methods = methods or {}
     for name, method in methods.items():
@@ -70,7 +72,7 @@ def export_folder(
             raise UserError(
                 f"Slim.{name}: it only does something in training; use tools/train.py, or leave it out here"
             )
-    restored = restore_folder(folder, config.Data(max_length=max_length))
+    restored = restore_folder(folder, replace(columns or config.Data(), max_length=max_length))
     tokenizer = load_tokenizer(restored.vocabulary)
     rows = _split(_train_file(Path(calibration), restored), tokenizer, restored)
     restored = calibrated(restored, rows, quant, methods, seed)

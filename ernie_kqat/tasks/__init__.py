@@ -184,6 +184,11 @@ def of_manifest(manifest: Mapping[str, Any]) -> Task:
     name = described.pop("kind", None)
     if name not in names():
         raise UserError(f"the artifact's task is {name!r}; this version knows {', '.join(names())}")
+    unknown = set(described) - {field.name for field in dataclasses.fields(find(name))}
+    if unknown:
+        raise UserError(
+            f"the artifact's task {name} has {', '.join(sorted(unknown))}, which this version does not know"
+        )
     return find(name)(**described)
 
 
