@@ -14,8 +14,13 @@ MOST_CLIPPED = 0.01  # share of a tensor's values
 WORST = 3  # layers that a line names
 
 
-def of_labels(train: np.ndarray, dev: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Of labels that no row of train has, and of a train set that is nearly all one label. Ids [rows] of each."""
+def of_labels(train: Any, dev: Any, names: Sequence[str]) -> list[str]:
+    """Of labels that no row of train has, and of a train set that is nearly all one label.
+
+    Ids [rows] of each; targets of another kind (Split.labels) have no such counts.
+    """
+    if not isinstance(train, np.ndarray) or train.ndim != 1:
+        return []
     counts = np.bincount(train, minlength=len(names))
     unseen = [name for name, count in zip(names, counts) if count == 0]
     lines = []

@@ -40,6 +40,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
+    task: Literal["classification", "regression", "multilabel", "tokens", "qa"] = option(
+        "classification", "what a row's answer is: a file of ernie_kqat/tasks (docs/tasks.md)"
+    )
     path: Optional[str] = place(None, "a local folder; wins over `name` and never uses the network")
     name: Optional[str] = option(None, "a PaddleNLP dataset, as `glue/sst-2` or `chnsenticorp`")
     train: Optional[str] = option(None, "file in `path`; default: train.tsv, .csv or .jsonl")
@@ -48,6 +51,9 @@ class Data:
     text_pair: Optional[str] = option(None, "column of the second sentence; default: found by name (sentence2, …)")
     label: Optional[str] = option(None, "column of the label; default: `label`")
     labels: Optional[list[str]] = option(None, "the label names in order of their ids; default: found in train, sorted")
+    separator: str = option("|", "between the labels of a row (task: multilabel)")
+    doc_stride: int = number(64, 1, 512, "tokens from the start of one window of a long context to the next (task: qa)")
+    unanswerable: bool = option(False, "questions may have no answer, and get none (task: qa)")
     max_length: int = number(128, 4, 512, "tokens, with [CLS] and [SEP]; longer rows are cut and counted")
     train_rows: Optional[int] = number(None, 1, 10**9, "train on a random subset of this many rows (by Global.seed)")
     dev_rows: Optional[int] = number(None, 1, 10**9, "evaluate on the first so many rows")
@@ -149,8 +155,23 @@ class Train:
     select: Literal["best", "last"] = option(
         "best", "which model becomes best_model/: the best on dev (the start is a candidate), or the last step's"
     )
-    metric: Literal["accuracy", "macro_f1", "matthews", "f1"] = option(
-        "accuracy", "by which the best is found: f1 is of the second of two labels (MRPC, QQP), matthews is CoLA's"
+    metric: Optional[
+        Literal[
+            "accuracy",
+            "macro_f1",
+            "matthews",
+            "f1",
+            "pearson",
+            "spearman",
+            "micro_f1",
+            "exact_match",
+            "precision",
+            "recall",
+        ]
+    ] = option(
+        None,
+        "by which the best is found; default: the task's first (docs/tasks.md), in classification accuracy, where f1 is of the"
+        " second of two labels (MRPC, QQP), and matthews is CoLA's",
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from . import parallel
+from . import parallel, shapes
 from .data.batching import collate, eval_batches
 from .data.dataset import Split
 
@@ -20,7 +20,7 @@ def logits_of(
     what: str = "evaluate",
     shared: bool = False,
 ) -> np.ndarray:
-    """float32 [rows, classes] in the split's order; the model is put in eval mode and back.
+    """float32 [positions, outputs] in the split's order (tasks/__init__.py); the model is put in eval mode and back.
 
     shared: the processes of a training share the batches, and all get all logits.
     """
@@ -36,8 +36,9 @@ def logits_of(
         batch = collate(split, rows, pad_token_id)
         out = model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"])).numpy()
         if not logits.size:
-            logits = np.zeros((len(split), out.shape[1]), np.float32)
-        logits[rows] = out
+            places = shapes.starts(lengths, per_token=out.ndim == 3)
+            logits = np.zeros((places[-1], out.shape[-1]), np.float32)
+        shapes.put(out, rows, places, logits)
     if training:
         model.train()
     return parallel.add_up(logits) if shared else logits
@@ -54,10 +55,15 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
 
 
-def comparison(logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """How near two sets of logits are: share of equal labels, and rms difference over the reference's std."""
+def comparison(logits: np.ndarray, reference: np.ndarray, agreement: float | None = None) -> dict[str, float]:
+    """How near two sets of logits are: share of equal answers, and rms difference over the reference's std.
+
+    agreement: that share, where it is not the one of equal labels (Task.agreement).
+    """
     difference = np.sqrt(np.mean(np.square(logits.astype(np.float64) - reference)))
+    if agreement is None:
+        agreement = float(np.mean(logits.argmax(axis=1) == reference.argmax(axis=1)))
     return {
-        "agreement": float(np.mean(logits.argmax(axis=1) == reference.argmax(axis=1))),
+        "agreement": agreement,
         "rms_over_std": float(difference / max(reference.astype(np.float64).std(), 1e-12)),
     }

@@ -8,7 +8,6 @@ from typing import Any
 
 from .errors import UserError
 from .predictor import Predictor
-from .tokenizer import lacks_text
 
 WINDOW = 16  # batches read ahead, so that lines of like length share a batch
 
@@ -24,8 +23,9 @@ def answer_lines(
 ) -> Iterator[list[Answer]]:
     """The answers to each `window` lines, one a line and in order; by default WINDOW batches, or one line at batch size 1.
 
-    A line is UTF-8 text, for a model of pairs two texts with a tab between them. An answer is {text, label, score}, with
-    `pair` and `logits` where they apply; for a line that has none {line: its number from 1, error: why}.
+    A line is UTF-8 text, for a model of pairs two texts with a tab between them. An answer is {text, label, score}, or what
+    the model's task has for an answer (docs/tasks.md), with `pair` and `logits` where they apply; for a line that has none {line:
+    its number from 1, error: why}.
     """
     size = window or (1 if batch_size == 1 else WINDOW * batch_size)
     numbered = enumerate(lines, 1)
@@ -43,12 +43,13 @@ def _answer(predictor: Predictor, chunk: list[tuple[int, bytes]], batch_size: in
     readable = [index for index, answer in enumerate(answers) if "error" not in answer]
     texts = [answers[index]["text"] for index in readable]
     pairs = [answers[index]["pair"] for index in readable] if predictor.pair else None
-    encoded = dict(zip(readable, predictor.tokenizer.encode(texts, pairs, predictor.max_length)))
-    for index in [index for index, row in encoded.items() if lacks_text(row)]:
+    task = predictor.task
+    encoded = dict(zip(readable, task.encode(predictor.tokenizer, texts, pairs, predictor.max_length)))
+    for index in [index for index, row in encoded.items() if task.lacks_text(row)]:
         answers[index] = {"line": chunk[index][0], "error": "no text in it; an empty sentence has no label"}
         del encoded[index]
     for index, prediction in zip(encoded, predictor.answer(list(encoded.values()), batch_size)):
-        answers[index].update(label=prediction.label, score=round(prediction.score, 6))
+        answers[index].update(prediction.fields())
         if with_logits:
             answers[index]["logits"] = prediction.logits
     return answers

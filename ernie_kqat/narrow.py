@@ -28,6 +28,7 @@ from .data.dataset import Split, find_file, load_eval_split
 from .errors import UserError
 from .models.loading import make_classifier, save_classifier
 from .restore import restore_folder
+from .tasks import only_classification
 from .tokenizer import load_tokenizer
 
 BATCH_SIZE = 32
@@ -139,6 +140,7 @@ def narrow_folder(
         if not 0 < share <= 1:
             raise UserError(f"{name}: {share} is not a share over 0, up to 1")
     restored = restore_folder(source, columns)
+    only_classification(restored.task, "tools/narrow.py")
     split = _labelled(data, restored)
     chosen = np.random.default_rng(seed).permutation(len(split))[:rows]
     order = eval_batches([len(split.input_ids[row]) for row in chosen], BATCH_SIZE)

@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
@@ -16,10 +15,13 @@ import numpy as np
 import paddle.inference
 from paddle.base import core
 
-from . import artifact, machine, native, shapes, tensorrt, tuning
+from . import artifact, machine, native, shapes, tasks, tensorrt, tuning
 from .errors import UserError
 from .packed.expand import folder_of
-from .tokenizer import Encoded, lacks_text, load_tokenizer
+from .tasks.classification import Prediction
+from .tokenizer import load_tokenizer
+
+__all__ = ["Prediction", "Predictor", "check_engine", "choose_engine"]
 
 ENGINES = ("onednn_int8", artifact.TENSORRT, "fp32")
 CHOICES = ("auto", "native", "paddle")
@@ -31,17 +33,8 @@ log = logging.getLogger(__name__)
 TokenIds = Union[Sequence[int], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one text: the likeliest label, its probability (softmax of the logits), and all logits."""
-
-    label: str
-    score: float
-    logits: list[float]
-
-
 class Predictor:
-    """A classifier loaded from an artifact folder, or from a packed artifact, which is expanded into the cache once.
+    """A model loaded from an artifact folder, or from a packed artifact, which is expanded into the cache once.
 
     Safe to use from many threads: each call borrows an inference predictor of its own from a pool that grows to the
     number of calls that ever ran at once; they share the weights. A call of more than one row is shared by up to `instances`
@@ -74,6 +67,7 @@ class Predictor:
             artifact.check_verified(folder, manifest)
         check_engine(folder, manifest["engine"])
         self.manifest = manifest
+        self.task = tasks.of_manifest(manifest)
         self.labels: list[str] = manifest["labels"]
         self.pair: bool = manifest["pair"]
         self.max_length: int = manifest["max_length"]
@@ -96,45 +90,43 @@ class Predictor:
         twin._new_pool()
         return twin
 
-    def predict(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32
-    ) -> list[Prediction]:
-        """One Prediction for each text, in order; `pairs` are the second texts of a model for pairs.
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32) -> list[Any]:
+        """One answer for each text, in order; `pairs` are the second texts of a model for pairs, the contexts of questions.
 
-        Texts longer than `max_length` tokens are cut. Raises UserError for something that is not text, a text without a
+        A Prediction (label, score, logits); of other tasks a Value, LabelSet, Entities or Answer (tasks/).
+        Texts longer than `max_length` tokens are cut, contexts are not. Raises UserError for what is no text, a text without a
         token (an empty sentence has no label), and pairs that are missing, superfluous or of another number.
         """
         return self.answer(self.encode(texts, pairs), batch_size)
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoded]:
-        """Token ids of each text, or of each text and its pair. Raises UserError as `predict` does."""
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
+        """Token ids of each text, or of each text and its pair, in `windows`. Raises UserError as `predict` does."""
         if self.pair != (pairs is not None):
             raise UserError("the model judges pairs: `pairs` is missing" if self.pair else "the model takes no `pairs`")
-        encoded = self.tokenizer.encode(texts, pairs, self.max_length)
+        encoded = self.task.encode(self.tokenizer, texts, pairs, self.max_length)
         for index, row in enumerate(encoded):
-            if lacks_text(row):
+            if self.task.lacks_text(row):
                 where = f"texts[{index}]" + (f" or pairs[{index}]" if self.pair else "")
                 raise UserError(f"{where}: no text in it; an empty sentence has no label")
-        return encoded
+        return list(encoded)
 
-    def answer(self, encoded: Sequence[Encoded], batch_size: int = 32) -> list[Prediction]:
-        """One Prediction for each row of `encode`, in order."""
-        logits = self.logits([(row.input_ids, row.token_type_ids) for row in encoded], batch_size)
-        return [
-            Prediction(self.labels[score.argmax()], float(score.max()), row.tolist())
-            for score, row in zip(_softmax(logits), logits)
-        ]
+    def answer(self, encoded: Sequence[Any], batch_size: int = 32) -> list[Any]:
+        """One answer for each row of `encode`, in order."""
+        logits = self.logits([window for row in encoded for window in row.windows], batch_size)
+        return list(self.task.answers(logits, encoded, self.labels))
 
     def logits(self, encoded: Sequence[tuple[TokenIds, TokenIds]], batch_size: int = 32) -> np.ndarray:
         """float32 [rows, classes] for (input_ids, token_type_ids) of each row, in the order given.
 
+        Of a task that judges tokens [tokens of all rows, outputs], one row's after the other's.
         A batch holds at most `batch_size` rows, for the plain program rounded down to a power of two. Raises UserError,
         before anything runs, for ids that the model has no embedding for: they would crash the process.
         """
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size} is under 1")
         rows = [self._checked(index, row) for index, row in enumerate(encoded)]
-        logits = np.zeros((len(rows), len(self.labels)), np.float32)
+        places = shapes.starts([row.shape[1] for row in rows], self.task.per_token)
+        logits = np.zeros((places[-1], len(self.labels)), np.float32)
         # Longest first: least padding, and the largest batch meets an empty allocator, whose blocks the others reuse.
         order = sorted(range(len(rows)), key=lambda index: -rows[index].shape[1])
         size = batch_size if self.engine == "native" else 1 << (batch_size.bit_length() - 1)
@@ -143,19 +135,22 @@ class Predictor:
         if self.instances == 1 or len(rows) < 2:
             with self._engine() as engine:
                 for start in range(0, len(rows), size):
-                    self._answer(engine, rows, order[start : start + size], logits)
+                    self._answer(engine, rows, order[start : start + size], places, logits)
             return logits
         size = min(size, -(-len(rows) // self.instances))
         parts = [order[start : start + size] for start in range(0, len(rows), size)]
-        list(self._workers.map(lambda part: self._answer_alone(rows, part, logits), parts))  # raises what one raised
+        for _ in self._workers.map(lambda part: self._answer_alone(rows, part, places, logits), parts):
+            pass  # what one of them raised is raised here
         return logits
 
-    def _answer(self, engine: _Engine, rows: list[np.ndarray], chosen: list[int], logits: np.ndarray) -> None:
-        logits[chosen] = engine.run(self._batch([rows[index] for index in chosen]))[: len(chosen)]
+    def _answer(
+        self, engine: _Engine, rows: list[np.ndarray], chosen: list[int], places: np.ndarray, logits: np.ndarray
+    ) -> None:
+        shapes.put(engine.run(self._batch([rows[index] for index in chosen])), chosen, places, logits)
 
-    def _answer_alone(self, rows: list[np.ndarray], chosen: list[int], logits: np.ndarray) -> None:
+    def _answer_alone(self, rows: list[np.ndarray], chosen: list[int], places: np.ndarray, logits: np.ndarray) -> None:
         with self._engine() as engine:
-            self._answer(engine, rows, chosen, logits)
+            self._answer(engine, rows, chosen, places, logits)
 
     def _checked(self, index: int, row: tuple[TokenIds, TokenIds]) -> np.ndarray:
         """int64 [2, tokens] of one row, or UserError."""
@@ -205,7 +200,7 @@ class _Engine:
         self._largest = 0
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """float32 [rows, classes] of int64 [2, rows, tokens]."""
+        """float32 [rows, classes] or [rows, tokens, outputs] of int64 [2, rows, tokens]."""
         tokens = batch[0].size
         if tokens > self._largest:
             # Its blocks would come on top of those of all smaller batches, which it cannot use and they could use its.
@@ -286,8 +281,3 @@ def check_engine(folder: Path, engine: str) -> None:
     sets = machine.machine()["instruction_sets"]
     if engine == "onednn_int8" and sets and not machine.exact_int8(sets):
         log.warning("%s: no VNNI in this CPU: answers may differ from the verified ones (tools/doctor.py)", folder)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return shifted / shifted.sum(axis=1, keepdims=True)

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from . import run_folder
+from . import run_folder, tasks
 from .config import Data, Quant
 from .errors import UserError
 from .models import loading
-from .models.folder import labels_of
+from .models.folder import labels_of, task_of
 from .qat import KurtosisQAT
 from .quantizers.attach import LayerPlan, load_quantizer_buffers, make_plan
+from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Restored:
         """Id that pads short rows."""
         return self.model.ernie.pad_token_id
 
+    @property
+    def task(self) -> Task:
+        """What its answers are."""
+        return tasks.of_data(self.data)
+
 
 def restore_run(run: str | Path, fp32: str | None = None) -> Restored:
     """The best model of a run, with its quantizers.
@@ -65,18 +71,19 @@ def restore_run(run: str | Path, fp32: str | None = None) -> Restored:
         load_quantizer_buffers(restored.model, run_folder.read_quantizers(best))
     if fp32 is None:
         start = _first_start(settings.Model.name_or_path)
-        fp32 = start if _is_classifier(Path(start), restored.labels) else str(best)
+        fp32 = start if _is_classifier(Path(start), restored) else str(best)
     return replace(restored, fp32=fp32)
 
 
 def restore_folder(folder: str | Path, data: Data | None = None) -> Restored:
-    """A PaddleNLP model folder with a trained classifier, in fp32."""
-    labels = labels_of(Path(folder))
-    model = loading.load_classifier(str(folder), len(labels))
+    """A PaddleNLP model folder with a trained head, in fp32; its config.json says for which task, whatever `data` says."""
+    labels, task = labels_of(Path(folder)), task_of(Path(folder))
+    model = loading.load_classifier(str(folder), len(labels), task=task)
     if model.new_head:
         raise UserError(f"{folder}: an encoder without a classifier; fine-tune it first (tools/train.py)")
     model.eval()
-    return Restored(model, Path(folder), labels, data or Data(), None, str(folder))
+    data = replace(data or Data(), task=task)  # type: ignore[arg-type]
+    return Restored(model, Path(folder), labels, data, None, str(folder))
 
 
 def stored_quantizers(
@@ -120,8 +127,9 @@ def _first_start(source: str) -> str:
     return source
 
 
-def _is_classifier(folder: Path, labels: list[str]) -> bool:
+def _is_classifier(folder: Path, restored: Restored) -> bool:
     """Whether a folder holds a model that was fine-tuned for these labels, and not an encoder to begin from."""
-    if not folder.is_dir() or labels_of(folder) != labels:
+    task, labels = restored.data.task, restored.labels
+    if not folder.is_dir() or task_of(folder) != task or labels_of(folder) != labels:
         return False
-    return not loading.load_classifier(str(folder), len(labels)).new_head
+    return not loading.load_classifier(str(folder), len(labels), task=task).new_head

@@ -36,6 +36,24 @@ def join(rows: Sequence[np.ndarray], pad_token_id: int, max_length: int) -> np.n
     return _filled(rows, len(rows), max(row.shape[1] for row in rows), pad_token_id)
 
 
+def starts(lengths: Sequence[int], per_token: bool) -> np.ndarray:
+    """Where the logits of each row begin, and where the last end, int64 [rows + 1]: one position a row, or one a token."""
+    return np.concatenate([[0], np.cumsum(lengths)]) if per_token else np.arange(len(lengths) + 1)
+
+
+def put(outputs: np.ndarray, rows: Sequence[int] | np.ndarray, places: np.ndarray, logits: np.ndarray) -> None:
+    """Write a batch's outputs, [≥ rows, outputs] or [≥ rows, ≥ tokens, outputs], to `logits` [positions, outputs].
+
+    rows: their numbers; places: `starts` of all rows.
+    """
+    if outputs.ndim == 2:
+        logits[rows] = outputs[: len(rows)]
+        return
+    for output, row in zip(outputs, rows):
+        begin, end = places[row], places[row + 1]
+        logits[begin:end] = output[: end - begin]
+
+
 def _filled(rows: Sequence[np.ndarray], count: int, length: int, pad_token_id: int) -> np.ndarray:
     batch = np.zeros((2, count, length), np.int64)
     batch[0] = pad_token_id

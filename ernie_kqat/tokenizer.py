@@ -34,6 +34,20 @@ class Encoded:
     token_type_ids: list[int]
     truncated: bool
 
+    @property
+    def windows(self) -> list[tuple[list[int], list[int]]]:
+        """(input_ids, token_type_ids) of each row for the model that it is: of this one."""
+        return [(self.input_ids, self.token_type_ids)]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A text's token ids without [CLS] and [SEP], and where each stands: text[starts[i]:ends[i]]."""
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
 
 class Tokenizer(Protocol):
     """What training and serving need of a tokenizer; `fingerprint` changes whenever the ids it gives could."""
@@ -42,8 +56,15 @@ class Tokenizer(Protocol):
     pad_token_id: int
     vocab_size: int
     fingerprint: str
+    cls_token_id: int
+    sep_token_id: int
+    unk_token_id: int
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> list[Encoded]: ...
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def located(self, text: str) -> Located: ...
 
 
 class WordPiece:
@@ -61,12 +82,13 @@ class WordPiece:
         self.vocab_size = max(vocab.values()) + 1
         self.do_lower_case = do_lower_case
         self.fingerprint = _fingerprint(self.kind, vocab, do_lower_case)
-        self._cls, self._sep = vocab[CLS], vocab[SEP]
+        self.cls_token_id, self.sep_token_id, self.unk_token_id = vocab[CLS], vocab[SEP], vocab[UNK]
         self._engine = Engine(Model(vocab, unk_token=UNK, max_input_chars_per_word=100))
         self._engine.pre_tokenizer = WhitespaceSplit()
         self._engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
         self._clean = _Table(_lower_and_clean if do_lower_case else _clean)
         self._split = _Table(_split_unaccented if do_lower_case else _split)
+        self._spaced = _Table(self._space)
 
     @classmethod
     def from_folder(cls, folder: str | Path, do_lower_case: bool | None = None) -> WordPiece:
@@ -82,11 +104,29 @@ class WordPiece:
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 128) -> list[Encoded]:
         """Token ids of each text, or text and pair, at most `max_length`; the longer of the two is cut at its end."""
-        return _encode(self._ids, self._cls, self._sep, texts, pairs, max_length)
+        return _encode(self.ids, self.cls_token_id, self.sep_token_id, texts, pairs, max_length)
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without [CLS] and [SEP]."""
         words = [self._words(text) for text in texts]
         return [row.ids for row in self._engine.encode_batch(words, add_special_tokens=False)]
+
+    def located(self, text: str) -> Located:
+        """The ids of `ids`, and their places in the text; an accent that follows a token's last character belongs to it."""
+        written = [self._spaced[ord(char)] for char in text]  # what each character becomes
+        for match in _SPECIAL.finditer(text):
+            written[slice(*match.span())] = list(match[0])
+            written[match.start()] = f" {text[match.start()]}"
+            written[match.end() - 1] = f"{text[match.end() - 1]} "
+        source = [index for index, piece in enumerate(written) for _ in piece]
+        found = self._engine.encode("".join(written), add_special_tokens=False)
+        starts = [source[begin] for begin, _ in found.offsets]
+        ends = [source[end - 1] + 1 for _, end in found.offsets]
+        for index, end in enumerate(ends):
+            while end < len(written) and not written[end] and unicodedata.category(text[end]) == "Mn":
+                end += 1
+            ends[index] = end
+        return Located(found.ids, starts, ends)
 
     def _words(self, text: str) -> str:
         """Words and signs with blanks between them; a literal "[SEP]" in the text is that token, as in PaddleNLP."""
@@ -116,16 +156,24 @@ class PaddleNLPTokenizer:
         # Absolute, because a relative folder called `ernie-1.0` would be taken for that model's name.
         self._tokenizer = ErnieTokenizer.from_pretrained(str(Path(folder).resolve()), do_lower_case=do_lower_case)
         self.pad_token_id = self._tokenizer.pad_token_id
+        self.cls_token_id, self.sep_token_id = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
+        self.unk_token_id = self._tokenizer.unk_token_id
+        self._folder = folder
         self.vocab_size = len(self._tokenizer)
         self.fingerprint = _fingerprint(self.kind, vocab, do_lower_case, self._tokenizer.get_added_vocab())
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 128) -> list[Encoded]:
         """As `WordPiece.encode`."""
-        return _encode(self._ids, self._tokenizer.cls_token_id, self._tokenizer.sep_token_id, texts, pairs, max_length)
+        return _encode(self.ids, self.cls_token_id, self.sep_token_id, texts, pairs, max_length)
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `WordPiece.ids`."""
         tokenizer = self._tokenizer
         return [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)) for text in texts]
+
+    def located(self, text: str) -> Located:
+        """UserError: this tokenizer does not say where in a text its tokens stand."""
+        raise UserError(f"{self._folder}: only a plain WordPiece vocabulary says where in a text an answer stands")
 
 
 def load_tokenizer(
@@ -149,7 +197,7 @@ def load_tokenizer(
     if kind == "fast" or not samples:
         return fast
     reference = PaddleNLPTokenizer(folder)
-    for text, ours, theirs in zip(samples, fast._ids(samples), reference._ids(samples)):
+    for text, ours, theirs in zip(samples, fast.ids(samples), reference.ids(samples)):
         if ours != theirs:
             log.warning("%s: %r has other ids in PaddleNLP's tokenizer, which is used and is slower", folder, text)
             return reference
@@ -172,16 +220,17 @@ def _encode(
 ) -> list[Encoded]:
     if max_length < MIN_LENGTH:
         raise UserError(f"max_length: {max_length} is under {MIN_LENGTH} tokens")
-    _check_text(texts, "texts")
+    check_text(texts, "texts")
     if pairs is None:
         return [_join(ids, None, cls, sep, max_length) for ids in ids_of(texts)]
-    _check_text(pairs, "pairs")
+    check_text(pairs, "pairs")
     if len(pairs) != len(texts):
         raise UserError(f"{len(texts)} texts with {len(pairs)} pairs; each text needs one")
     return [_join(a, b, cls, sep, max_length) for a, b in zip(ids_of(texts), ids_of(pairs))]
 
 
-def _check_text(texts: Sequence[str], name: str) -> None:
+def check_text(texts: Sequence[str], name: str) -> None:
+    """UserError for a text in place of a list of them, and for what is no text in it."""
     if isinstance(texts, str):
         raise UserError(f"{name}: {texts[:40]!r} is one text; a list of texts is needed")
     for index, text in enumerate(texts):

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from tqdm import tqdm
 
-from . import advice, checkpoint, files, metrics, parallel, run_folder
+from . import advice, checkpoint, files, parallel, run_folder
 from .calibration import calibrate
 from .config import Config
 from .data.batching import collate, epoch_batches
@@ -42,7 +41,7 @@ class Progress:
     scores: dict[str, float] = field(default_factory=dict)  # on dev, at the last evaluation (metrics.py)
     best_scores: dict[str, float] = field(default_factory=dict)  # of best_model/
     best_step: int = -1
-    fp32_start: float | None = None  # dev accuracy before quantization, of a start model with a trained classifier
+    fp32_start: float | None = None  # the task's first metric before quantization, of a start model with a trained head
     seconds: float = 0.0
 
 
@@ -77,17 +76,18 @@ class Trainer:
         source = settings.Model.name_or_path
         self.vocabulary = loading.vocabulary_folder(source)
         self.data = load_task_data(settings.Data, load_tokenizer(self.vocabulary), settings.Global.seed)
-        self.model = loading.load_classifier(source, len(self.data.labels), settings.Model.dropout)
-        metrics.check(settings.Train.metric, len(self.data.labels))
+        self.task = self.data.task
+        self.metric = self.task.metric(settings.Train.metric, self.data.labels)
+        labels = self.data.labels
+        self.model = loading.load_classifier(source, len(labels), settings.Model.dropout, settings.Data.task)
         self.model.config.id2label = dict(enumerate(self.data.labels))
         self.pad_token_id = self.model.ernie.pad_token_id
-        self.dev_labels = np.asarray(self.data.dev.labels)
         self.lengths = [len(row) for row in self.data.train.input_ids]
         self.progress = Progress()
         self.watch: Callable[[int, dict[str, float]], None] | None = None
         self.advised: set[str] = set()
         if not self.model.new_head:
-            self.progress.fp32_start = self._scores("fp32 start")["accuracy"]
+            self.progress.fp32_start = self._scores("fp32 start")[self.task.metrics[0]]
         self.methods: list[Method] = list(settings.Slim.methods.values())
         self.stored: dict[str, np.ndarray] | None = None  # quantizers of the run that this one goes on from
         self.remarks: list[str] = []  # on them, for plan.txt
@@ -106,8 +106,7 @@ class Trainer:
         """Calibrate or restore, train, evaluate, and write the summary."""
         self.visualdl = _visualdl_writer(self.folder.path / "vdl") if self.settings.Global.visualdl else None
         self._say_plan()
-        train_labels = np.asarray(self.data.train.labels)
-        self._advise(advice.of_labels(train_labels, self.dev_labels, self.data.labels))
+        self._advise(advice.of_labels(self.data.train.labels, self.data.dev.labels, self.data.labels))
         if resume:
             self._restore()
         elif self.qat is not None and self.stored is None:
@@ -179,7 +178,7 @@ class Trainer:
                 share *= len(rows) / total
                 batch = self._batch(own)
                 logits = self.model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"]))
-                losses = {"loss": task_weight * F.cross_entropy(logits, paddle.to_tensor(batch["labels"]))}
+                losses = {"loss": task_weight * self.task.loss(logits, paddle.to_tensor(batch["labels"]))}
                 for method in self.methods:
                     losses.update(method.loss_terms(batch, logits))
                 (sum(losses.values()) * share).backward()
@@ -311,11 +310,11 @@ class Trainer:
     def _scores(self, what: str) -> dict[str, float]:
         batch_size = self.settings.Train.eval_batch_size
         logits = logits_of(self.model, self.data.dev, self.pad_token_id, batch_size, what, shared=True)
-        return metrics.scores(logits, self.dev_labels)
+        return self.task.scores(logits, self.data.dev, self.data.labels)
 
     def _evaluate(self) -> None:
         """Dev scores; best_model/ is written when the best is beaten, or always (Train.select, Train.metric)."""
-        progress, metric = self.progress, self.settings.Train.metric
+        progress, metric = self.progress, self.metric
         progress.scores = self._scores("evaluate")
         said = ", ".join(f"{name}: {value:.4f}" for name, value in progress.scores.items())
         self.folder.line(f"[EVAL] step: {progress.step}, {said}")
@@ -363,14 +362,14 @@ class Trainer:
         self.folder.line(f"resumed at step {self.progress.step}/{self.total_steps}")
 
     def _summary(self) -> dict[str, Any]:
-        progress = self.progress
+        progress, first = self.progress, self.task.metrics[0]
         summary = {
-            "accuracy": progress.scores["accuracy"],
-            "best_accuracy": progress.best_scores["accuracy"],
+            first: progress.scores[first],
+            f"best_{first}": progress.best_scores[first],
             "scores": progress.scores,
             "best_scores": progress.best_scores,
             "best_step": progress.best_step,
-            "fp32_start_accuracy": progress.fp32_start,
+            f"fp32_start_{first}": progress.fp32_start,
             "steps": progress.step,
             "train_rows": len(self.data.train),
             "dev_rows": len(self.data.dev),
@@ -383,8 +382,8 @@ class Trainer:
                     files.write_json(self.folder.path / "kurtosis.json", method.report())
             files.write_json(self.folder.path / run_folder.SUMMARY, summary)
         self.folder.line(
-            f"{self.settings.Train.select} dev {self.settings.Train.metric}"
-            f" {progress.best_scores[self.settings.Train.metric]:.4f} at step {progress.best_step}: {self.folder.best}"
+            f"{self.settings.Train.select} dev {self.metric}"
+            f" {progress.best_scores[self.metric]:.4f} at step {progress.best_step}: {self.folder.best}"
         )
         return summary
 

@@ -89,6 +89,7 @@ def close(found, expected):
 SHAPES = {
     "plain": {},
     "relu, three labels, one layer": {"hidden_act": "relu", "num_labels": 3, "layers": 1},
+    "one number": {"num_labels": 1},
     "task type": {"use_task_id": True, "task_id": 1},
     "odd head width, odd hidden": {"hidden": 60, "heads": 6, "intermediate": 100},
     "wide heads": {"hidden": 144, "heads": 3, "intermediate": 320, "layers": 3},

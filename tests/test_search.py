@@ -101,7 +101,7 @@ def test_a_search_goes_on_and_compares_what_it_exported(tool, tmp_path, tiny_ern
         assert row["packed_bytes"] == (folder / "packed").stat().st_size
         assert not (folder / "checkpoints").exists()
     tested = [row for row in found["trials"] if row["folder"] in found["front"]]
-    assert all(row["test_accuracy"] == row["deployed"] for row in tested)  # the same rows
+    assert all(row["test"] == row["deployed"] for row in tested)  # the same rows
     assert re.search(r"4 trials: 4 complete", out)
     assert (tmp_path / "out/pareto.svg").read_text().startswith("<?xml")
 
@@ -120,7 +120,7 @@ def test_a_bad_trial_is_ended_and_a_killed_one_forgotten(tmp_path, tiny_ernie, t
     monkeypatch.setattr(
         run,
         "_deployed",
-        lambda folder, settings: {"deployed": 0.5, "latency_ms": 1, "size_bytes": 1, "packed_bytes": 1},
+        lambda folder, settings, metric: {"deployed": 0.5, "latency_ms": 1, "size_bytes": 1, "packed_bytes": 1},
     )
     made = space.Space({"Train.learning_rate": space.Range(1e-3, 1.0)})
     options = run.Options(str(settings), ["Train.max_grad_norm=0"], made, 4, tmp_path / "out")

@@ -59,6 +59,26 @@ def test_nasty_text_has_paddlenlps_ids(both, text):
     assert _ids(fast, [text]) == _ids(reference, [text])
 
 
+@pytest.mark.parametrize("text", NASTY, ids=ascii)
+def test_tokens_have_their_places_in_the_text(both, text):
+    fast, reference = both
+    found = fast.located(text)
+    assert found.ids == fast.ids([text])[0]
+    assert all(0 <= start < end <= len(text) for start, end in zip(found.starts, found.ends))
+    assert found.starts == sorted(found.starts)
+    with pytest.raises(UserError, match="only a plain WordPiece vocabulary says where in a text an answer stands"):
+        reference.located(text)
+
+
+def test_places_by_hand(folder):
+    for lower, pieces in ((True, ["NaI\u0308ve", "[SEP]", "abc", ",", "中", "国"]), (False, ["x", "[UNK]"])):
+        text = "NaI\u0308ve\u200b [SEP]Abc,中国" if lower else "x\u200b[UNK]"
+        found = WordPiece.from_folder(folder, lower).located(text)
+        assert [text[a:b].replace("Abc", "abc") for a, b in zip(found.starts, found.ends)] == pieces
+    found = WordPiece.from_folder(folder, True).located("x e\u0301")
+    assert (found.starts, found.ends) == ([0, 2], [1, 4])  # an accent belongs to its letter
+
+
 def test_random_text_has_paddlenlps_ids(both):
     fast, reference = both
     rng = random.Random(0)

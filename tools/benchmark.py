@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -105,24 +106,26 @@ def race(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
 def measure(arguments: argparse.Namespace, sizes: list[int]) -> dict:
     """All that the JSON holds."""
     from ernie_kqat.data.dataset import find_file
-    from ernie_kqat.data.readers import read_examples  # Paddle takes a second to load; --help should not wait for it
-    from ernie_kqat.predictor import Predictor
+    from ernie_kqat.predictor import Predictor  # Paddle takes a second to load; --help should not wait for it
 
-    path = Path(arguments.data)
-    path = find_file(path, "dev", None) if path.is_dir() else path
-    examples = read_examples(path, arguments.text, arguments.text_pair, require_label=False)[: arguments.rows]
-    texts, pairs = [example.text for example in examples], [example.text_pair for example in examples]
     predictors, encoded, tokens, loads = {}, {}, {}, {}
     engines = arguments.engine or ["auto"] * len(arguments.model)
     for number, (folder, engine) in enumerate(zip(arguments.model, engines), 1):
         name = f"{folder} ({number})" if folder in predictors else folder
         loads[name] = partial(Predictor, folder, arguments.threads, allow_unverified=True, engine=engine)
         predictors[name] = loads[name]()
+    task = next(iter(predictors.values())).task
+    path = Path(arguments.data)
+    path = find_file(path, "dev", None, task.suffixes) if path.is_dir() else path
+    found = task.read(path, arguments.text, arguments.text_pair, None, require_label=False)
+    examples = list(itertools.islice(found, arguments.rows))
+    texts, pairs = [example.text for example in examples], [example.text_pair for example in examples]
+    for name in predictors:
         if predictors[name].pair and None in pairs:
-            raise UserError(f"{folder}: a model of pairs, and {arguments.data} has no second sentence (--text-pair)")
+            raise UserError(f"{name}: a model of pairs, and {arguments.data} has no second sentence (--text-pair)")
         rows = predictors[name].encode(texts, pairs if predictors[name].pair else None)
-        encoded[name] = [(row.input_ids, row.token_type_ids) for row in rows]
-        tokens[name] = sum(len(row.input_ids) for row in rows) / len(rows)
+        encoded[name] = [window for row in rows for window in row.windows]
+        tokens[name] = sum(len(ids) for ids, _ in encoded[name]) / len(encoded[name])
     load_ms = benchmark.load_ms(loads, arguments.repeats)
     found = benchmark.latency_ms(predictors, encoded, sizes, arguments.repeats)
     return {

@@ -63,6 +63,7 @@ def main() -> int:
             arguments.max_length,
             arguments.verify,
             methods=settings.Slim.methods,
+            columns=settings.Data,
         )
     else:
         limits = settings.Export if arguments.config or arguments.override else run_folder.read_settings(run).Export

@@ -1,4 +1,4 @@
-"""Classify texts with an artifact: from arguments, a file or standard input, to JSON lines."""
+"""Answer texts with an artifact: from arguments, a file or standard input, to JSON lines."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ more columns or a header take what is meant first:  tail -n +2 dev.tsv | cut -f1
 Each line of input gives one line of output, in order:
   {"text": "a dull film", "label": "negative", "score": 0.98}          score: the label's probability
   {"line": 3, "error": "no text in it; an empty sentence has no label"}
+Of a model for questions a line is question, tab, context. What other tasks than classification answer: docs/tasks.md.
 Files of any size are read as they are answered. Exit code 0: all answered. 1: some lines have errors. 2: wrong input."""
 
 MAX_BATCH = 1024

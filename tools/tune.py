@@ -36,7 +36,9 @@ def main() -> None:
     from ernie_kqat.predictor import Predictor
 
     reader = Predictor(folder)
-    split = load_eval_split(data, reader.tokenizer, None, reader.max_length, rows=arguments.rows, pair=reader.pair)
+    split = load_eval_split(
+        data, reader.tokenizer, None, reader.max_length, rows=arguments.rows, pair=reader.pair, task=reader.task
+    )
     rows = list(zip(split.input_ids, split.token_type_ids))
     found = tuning.measure(folder, rows, arguments.cores or machine()["cores"], arguments.batch)
     print("instances  threads  sentences/s  spread")

@@ -151,6 +151,7 @@ def _rows_of(
         own.text_pair,
         own.label,
         rows=options.rows,
+        task=restored.task,
     )
     return kind, restored, split
 

@@ -17,6 +17,7 @@ from ..evaluate import accuracy, comparison, cross_entropy, logits_of
 from ..quantizers import numeric
 from ..quantizers.attach import quantized_linears, take_smoothing_in
 from ..restore import Restored, restore_folder, restore_run
+from ..tasks import only_classification
 from ..tokenizer import load_tokenizer
 
 
@@ -37,6 +38,7 @@ class Workbench:
     """
 
     def __init__(self, restored: Restored, split: Split):
+        only_classification(restored.task, "what quantizing a layer costs")
         if split.labels is None:
             raise UserError("the rows have no labels to compare with")
         self.restored, self.split, self.labels = restored, split, split.labels
@@ -125,13 +127,14 @@ def open_workbench(
     tokenizer = load_tokenizer(restored.vocabulary)
 
     def split(path: Path, count: int | None) -> Split:
+        columns = own.text, own.text_pair, own.label
         return load_eval_split(
-            path, tokenizer, restored.labels, own.max_length, own.text, own.text_pair, own.label, rows=count
+            path, tokenizer, restored.labels, own.max_length, *columns, rows=count, task=restored.task
         )
 
     if restored.quant is None:
         restored = restored.quantized(quant)
         beside = Path(data) if Path(data).is_dir() else Path(data).parent
-        source = Path(calibration) if calibration else find_file(beside, "train", None)
+        source = Path(calibration) if calibration else find_file(beside, "train", None, restored.task.suffixes)
         calibrate_rows(restored, split(source, None), seed)
     return Workbench(restored, split(Path(data), rows))

@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from .tokenized import Split
 
+UNLABELLED = -100  # the label of tokens that have none, which Paddle's cross-entropy leaves out
 WINDOW_BATCHES = 50  # rows are sorted by length within so many batches; more saves little padding
 
 
@@ -38,7 +39,10 @@ def eval_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
 
 
 def collate(split: Split, rows: Sequence[int] | np.ndarray, pad_token_id: int) -> dict[str, np.ndarray]:
-    """input_ids and token_type_ids, int64 [rows, tokens of the longest row], and the split's labels, int64 [rows]."""
+    """input_ids and token_type_ids, int64 [rows, tokens of the longest row], and the split's labels [rows, …].
+
+    Where each token has a label, they are padded like the ids.
+    """
     ids = [split.input_ids[row] for row in rows]
     shape = len(ids), max(len(row) for row in ids)
     batch = {"input_ids": np.full(shape, pad_token_id, np.int64), "token_type_ids": np.zeros(shape, np.int64)}
@@ -46,7 +50,11 @@ def collate(split: Split, rows: Sequence[int] | np.ndarray, pad_token_id: int) -
         length = len(ids[index])
         batch["input_ids"][index, :length] = ids[index]
         batch["token_type_ids"][index, :length] = split.token_type_ids[row]
-    if split.labels is not None:
+    if isinstance(split.labels, list):
+        batch["labels"] = np.full(shape, UNLABELLED, np.int64)
+        for index, row in enumerate(rows):
+            batch["labels"][index, : len(split.labels[row])] = split.labels[row]
+    elif split.labels is not None:
         batch["labels"] = split.labels[np.asarray(rows)]
     return batch
 

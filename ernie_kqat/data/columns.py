@@ -72,11 +72,16 @@ def choose_columns(
     return Columns(text, text_pair, label)
 
 
-def make_example(row: dict[str, Any], columns: Columns, require_label: bool, where: str) -> Example | None:
-    """One row as an example, or None if a text of it is empty. Raises UserError for a row that lacks text or label."""
+def make_example(
+    row: dict[str, Any], columns: Columns, require_label: bool, where: str, separator: str | None = None
+) -> Example | None:
+    """One row as an example, or None if a text of it is empty. Raises UserError for a row that lacks text or label.
+
+    separator: of the labels in one cell, of which there may be none; lists of labels, as JSON has them, are joined by it.
+    """
     text = _text(row, columns.text, where)
     pair = None if columns.text_pair is None else _text(row, columns.text_pair, where)
-    label = None if columns.label is None else _label(row.get(columns.label), columns.label, where)
+    label = None if columns.label is None else _label(row.get(columns.label), columns.label, where, separator)
     if label is None and require_label:
         raise UserError(f"{where}: no label in column {columns.label!r}")
     return None if text == "" or pair == "" else Example(text, pair, label, where)
@@ -95,12 +100,23 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
     return value.strip()
 
 
-def _label(value: Any, column: str, where: str) -> str | None:
+def _label(value: Any, column: str, where: str, separator: str | None) -> str | None:
+    if separator is not None and isinstance(value, list):
+        return separator.join(_one_of_several(part, column, where, separator) for part in value)
     if isinstance(value, (list, dict)):
         raise UserError(f"{where}: {column}: {repr(value)[:80]} found where one label is needed")
     if value is None:
         return None
-    return (value if isinstance(value, str) else json.dumps(value)).strip() or None
+    label = (value if isinstance(value, str) else json.dumps(value)).strip()
+    return label if label or separator is not None else None
+
+
+def _one_of_several(value: Any, column: str, where: str, separator: str) -> str:
+    if not isinstance(value, str) or separator in value or not value.strip():
+        raise UserError(
+            f"{where}: {column}: {repr(value)[:80]} found where a label without {separator!r} is needed (Data.separator)"
+        )
+    return value
 
 
 def listed(names: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ class ExampleReader:
     `.tsv` is GLUE's: quotes are text; without a header line (only where no column is named) the columns are text, label
     or text, pair, label. `.csv` has quoting and a header line, `.jsonl` an object a line, `.txt` a sentence a line.
     `text`, `text_pair` and `label` name columns. Where `text` is not named it is found by `TEXT_COLUMNS` with its
-    pair, and the label by `LABEL_COLUMNS`.
+    pair, and the label by `LABEL_COLUMNS`. `separator` is given where a row has any number of labels (`make_example`).
 
     Blank lines and rows with an empty text are left out; `blank_lines` and `empty_texts` count them after iteration.
     Raises UserError, with file and line, for whatever else cannot be read as it is meant, and for a file without rows.
@@ -42,8 +42,10 @@ class ExampleReader:
         text_pair: str | None = None,
         label: str | None = None,
         require_label: bool = True,
+        separator: str | None = None,
     ):
         self.path = Path(path)
+        self.separator = separator
         self.named = (text, text_pair, label)
         self.require_label = require_label
         self.blank_lines = 0
@@ -59,7 +61,7 @@ class ExampleReader:
         columns = choose_columns(names, *self.named, self.require_label, str(self.path))
         any_example = False
         for number, row in rows:
-            example = make_example(row, columns, self.require_label, f"{self.path}:{number}")
+            example = make_example(row, columns, self.require_label, f"{self.path}:{number}", self.separator)
             if example is None:
                 self.empty_texts += 1
             else:
@@ -112,7 +114,7 @@ def _read_csv(reader: ExampleReader) -> _Table:
 
 
 def _read_jsonl(reader: ExampleReader) -> _Table:
-    rows = _json_rows(reader)
+    rows = _objects(reader.path, _not_blank(reader))
     first = _first(reader, rows)
     names = dict.fromkeys([*first[1], *(name for name in reader.named if name)])  # a named key is checked row by row
     return list(names), itertools.chain([first], rows)
@@ -171,7 +173,7 @@ def _refuse_unknown_header(reader: ExampleReader, rows: _Rows) -> _Rows:
 
 
 def _csv_cells(reader: ExampleReader) -> Iterator[tuple[int, list[str]]]:
-    parser = csv.reader((line + "\n" for line in _lines(reader.path)), strict=True)
+    parser = csv.reader((line + "\n" for line in lines_of(reader.path)), strict=True)
     while True:
         number = parser.line_num + 1
         try:
@@ -186,26 +188,31 @@ def _csv_cells(reader: ExampleReader) -> Iterator[tuple[int, list[str]]]:
             reader.blank_lines += 1
 
 
-def _json_rows(reader: ExampleReader) -> _Rows:
-    for number, line in _not_blank(reader):
+def json_rows(path: Path) -> _Rows:
+    """(line number, object) of each line of a JSONL file that is not blank."""
+    return _objects(path, ((number, line) for number, line in enumerate(lines_of(path), 1) if line.strip()))
+
+
+def _objects(path: Path, lines: Iterable[tuple[int, str]]) -> _Rows:
+    for number, line in lines:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{reader.path}:{number}: not valid JSON: {error}") from None
+            raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
         if not isinstance(row, dict):
-            raise UserError(f"{reader.path}:{number}: {type(row).__name__} found where an object is needed")
+            raise UserError(f"{path}:{number}: {type(row).__name__} found where an object is needed")
         yield number, row
 
 
 def _not_blank(reader: ExampleReader) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(_lines(reader.path), 1):
+    for number, line in enumerate(lines_of(reader.path), 1):
         if line.strip():
             yield number, line
         else:
             reader.blank_lines += 1
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines_of(path: Path) -> Iterator[str]:
     """Lines without their ends, split at newlines only: U+2028 and the like are text."""
     size, what = path.stat().st_size, f"reading {path.name}"
     with open(path, "rb") as file, tqdm(total=size, desc=what, unit="B", unit_scale=True, delay=2, disable=None) as bar:

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -29,18 +30,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Tokenized rows: ids and segments as one int32 and one int8 array [tokens] a row, labels int64 [rows] or None.
+    """Tokenized rows: ids and segments as one int32 and one int8 array [tokens] a row.
 
-    `pairs` is None for single sentences; `truncated` counts the rows that were cut to the maximal length.
+    `labels` are what the task's loss is given: an array [rows, …], or an array [tokens] a row, or None. `pairs` is None for
+    single sentences; `truncated` counts the rows that were cut to the maximal length. `sources`: what a task needs besides to
+    judge its answers (tasks/tokens.py, tasks/qa.py).
     """
 
     input_ids: list[np.ndarray]
     token_type_ids: list[np.ndarray]
-    labels: np.ndarray | None
+    labels: Any
     texts: list[str]
     pairs: list[str] | None
     truncated: int
     name: str
+    sources: Any = None
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -59,10 +59,12 @@ def export_folder(
     data: str | None = None,
     seed: int = 42,
     methods: Mapping[str, Method] | None = None,
+    columns: config.Data | None = None,
 ) -> dict[str, Any]:
     """PTQ: quantize a plain fp32 model folder by calibration only, and export it. `data`: verification rows.
 
-    methods: Slim.methods. Raises UserError for one that needs training.
+    columns: names of the columns, and the task's own keys, where they are not the defaults. methods: Slim.methods. Raises
+    UserError for one that needs training.
     """
     methods = methods or {}
     for name, method in methods.items():
@@ -70,9 +72,9 @@ def export_folder(
             raise UserError(
                 f"Slim.{name}: it only does something in training; use tools/train.py, or leave it out here"
             )
-    restored = restore_folder(folder, config.Data(max_length=max_length))
+    restored = restore_folder(folder, replace(columns or config.Data(), max_length=max_length))
     tokenizer = load_tokenizer(restored.vocabulary)
-    rows = _split(_train_file(Path(calibration)), tokenizer, restored)
+    rows = _split(_train_file(Path(calibration), restored), tokenizer, restored)
     restored = calibrated(restored, rows, quant, methods, seed)
     split = _split(Path(data or calibration), tokenizer, restored, rows=limits.samples)
     return export(restored, split, tokenizer, output, limits)
@@ -137,13 +139,14 @@ def write_unverified(
     inputs, output = program.names(stem)
     files.write_text(folder / artifact.SERVING_CONF, serving_conf(inputs, output, len(restored.labels)))
     shape = restored.model.config
-    entry = {}
+    entry: dict[str, Any] = {}
     if settings.engine == "native":
         entry[artifact.NATIVE] = write_native(restored.model, folder, restored.labels)
     fields = {
         "ernie_kqat": __version__,
         "paddle": paddle.__version__,
         "engine": "fp32" if restored.quant is None else f"{settings.target}_int8",
+        "task": restored.task.manifest(),
         "labels": restored.labels,
         "pair": split.pairs is not None,
         "max_length": restored.data.max_length,
@@ -167,6 +170,11 @@ def _check_choices(restored: Restored, settings: config.Export) -> None:
     for key, value, usual in (("engine", engine, "paddle"), ("target", target, "onednn")):
         if value != usual and restored.quant is None:
             raise UserError(f"Export.{key}: {value}: the model is not quantized; it is for INT8 (Slim.quant)")
+    for key, value, usual in (("engine", engine, "paddle"), ("target", target, "onednn")):
+        if value != usual and restored.task.per_token:
+            raise UserError(
+                f"Export.{key}: {value}: it is for answers read from [CLS]; the model's task is {restored.data.task}"
+            )
     if engine == "native" and target == "tensorrt":
         raise UserError(
             "Export.engine: native: the native program is for CPUs; with Export.target: tensorrt say paddle"
@@ -193,16 +201,15 @@ def _split(path: Path, tokenizer, restored: Restored, file: str | None = None, r
     data = restored.data
     if file is not None and path.is_dir():
         path = path / file
-    return load_eval_split(
-        path, tokenizer, restored.labels, data.max_length, data.text, data.text_pair, data.label, rows=rows
-    )
+    columns = data.text, data.text_pair, data.label
+    return load_eval_split(path, tokenizer, restored.labels, data.max_length, *columns, rows=rows, task=restored.task)
 
 
-def _train_file(path: Path) -> Path:
+def _train_file(path: Path, restored: Restored) -> Path:
     if path.is_dir():
-        for suffix in ("tsv", "csv", "jsonl"):
-            if (path / f"train.{suffix}").is_file():
-                return path / f"train.{suffix}"
+        for suffix in restored.task.suffixes:
+            if (path / f"train{suffix}").is_file():
+                return path / f"train{suffix}"
     return path
 
 
@@ -221,19 +228,20 @@ def serving_conf(inputs: list[str], output: str, classes: int) -> str:
 
 def summarize(found: dict[str, Any]) -> dict[str, Any]:
     """The verification by model: what summary.json keeps of it."""
+    metric = found["metric"]
     return {
         "fp32": {
             "model": found["fp32_model"],
-            "accuracy": found["fp32_accuracy"],
+            metric: found[f"fp32_{metric}"],
             "latency_ms": found["fp32_latency_ms"],
             "size_bytes": found["fp32_size_bytes"],
         },
         "simulated": {
-            "accuracy": found["simulated_accuracy"],
+            metric: found[f"simulated_{metric}"],
             "agreement_with_fp32": found["simulated_agreement_with_fp32"],
         },
         "deployed": {
-            "accuracy": found["deployed_accuracy"],
+            metric: found[f"deployed_{metric}"],
             "agreement_with_simulated": found["agreement"],
             "agreement_with_fp32": found["agreement_with_fp32"],
             "rms_over_std": found["rms_over_std"],
@@ -250,7 +258,7 @@ def summarize(found: dict[str, Any]) -> dict[str, Any]:
 def describe(manifest: dict[str, Any]) -> list[str]:
     """The verification as a table, and the worst samples if it failed."""
     found = manifest["verification"]
-    limits = found["limits"]
+    limits, metric = found["limits"], found["metric"]
     times = {"fp32": found["fp32_latency_ms"], "deployed": found["latency_ms"]}
     where = "" if found["latency_ms"] else ", its operators one by one on the CPU; never run in TensorRT"
 
@@ -267,15 +275,15 @@ def describe(manifest: dict[str, Any]) -> list[str]:
         f"  agreement with the simulation  {found['agreement']:.2%}   (at least {limits['min_agreement']:.1%})",
         f"  rms difference / logit std     {found['rms_over_std']:.4f}   (at most {limits['max_rms_over_std']:g})",
         f"  agreement with fp32            {found['agreement_with_fp32']:.2%}",
-        f"  accuracy                       fp32 {percent('fp32_accuracy')}  simulated {percent('simulated_accuracy')}"
-        f"  deployed {percent('deployed_accuracy')}",
+        f"  {metric:<30} "
+        + "  ".join(f"{name} {percent(f'{name}_{metric}')}" for name in ("fp32", "simulated", "deployed")),
         f"  operators run in INT8          {'-' if found['int8_ops'] is None else found['int8_ops']}",
         f"  ms per sentence, batch 1       {milliseconds(1)}",
         f"  ms per sentence, batch 32      {milliseconds(32)}",
         f"  size in MB                     fp32 {found['fp32_size_bytes'] / 1e6:.1f}  deployed {found['size_bytes'] / 1e6:.1f}",
     ]
     if "native" in found:
-        lines += _describe_native(found["native"])
+        lines += _describe_native(found["native"], metric)
     if not artifact.has_plain(manifest):
         lines.append("the plain program was left out (Export.plain: false)")
     if not found["passed"]:
@@ -287,13 +295,13 @@ def describe(manifest: dict[str, Any]) -> list[str]:
     return [*lines, f"artifact: {manifest['folder']}"]
 
 
-def _describe_native(found: dict[str, Any]) -> list[str]:
-    latency, accuracy = found["latency_ms"], found["accuracy"]
+def _describe_native(found: dict[str, Any], metric: str) -> list[str]:
+    latency, score = found["latency_ms"], found[metric]
     return [
         "native program",
         f"  agreement with the simulation  {found['agreement']:.2%}",
         f"  rms difference / logit std     {found['rms_over_std']:.4f}",
-        f"  accuracy                       {'-' if accuracy is None else format(accuracy, '.2%')}",
+        f"  {metric:<30} {'-' if score is None else format(score, '.2%')}",
         f"  ms per sentence                batch 1 {latency['batch_1']:.2f}  batch 32 {latency['batch_32']:.2f}",
         f"  size in MB                     {found['size_bytes'] / 1e6:.1f}",
     ]

@@ -14,6 +14,7 @@ import paddle
 
 from .. import native
 from ..errors import UserError
+from ..models.heads import reads_first_token
 from ..quantizers import numeric
 from ..quantizers.attach import FittedLinear, LayerGrid, deployable
 from .integers import integers_of
@@ -57,6 +58,8 @@ class Contents:
 
 def contents(model: paddle.nn.Layer) -> Contents:
     """Of a quantized ErnieForSequenceClassification. Raises UserError for what the operator cannot compute."""
+    if not reads_first_token(model):
+        raise UserError("Export.engine: native: the operator answers from [CLS]; the model judges every token")
     plain, grids = deployable(model)
     ernie, layers = plain.ernie, list(plain.ernie.encoder.layers)
     hidden = ernie.embeddings.word_embeddings.weight.shape[1]

@@ -10,6 +10,7 @@ import paddle
 from paddle.base import core
 
 from .. import config
+from ..models.heads import reads_first_token
 
 ACTIVATIONS = {"gelu": ("gelu_tanh", "gelu_erf"), "tanh": ("tanh", "tanh")}  # oneDNN's names: approximate or not
 ALL = config.Rewrites()
@@ -17,11 +18,11 @@ SWAP = [0, 2, 1, 3]  # heads and tokens
 
 
 def rewrite_model(model: paddle.nn.Layer, chosen: config.Rewrites) -> None:
-    """Rewrite a deployable ErnieForSequenceClassification in place; other models have nothing to rewrite."""
+    """Rewrite a deployable ERNIE with a head in place; other models have nothing to rewrite."""
     ernie = getattr(model, "ernie", None)
     if ernie is None:
         return
-    if chosen.first_token and not ernie.encoder.layers[-1].normalize_before:
+    if chosen.first_token and reads_first_token(model) and not ernie.encoder.layers[-1].normalize_before:
         ernie.encoder.layers[-1] = FirstTokenLayer(ernie.encoder.layers[-1])
     if chosen.positions:
         ernie.embeddings = EmbeddingsInOrder(ernie.embeddings)

@@ -3,7 +3,7 @@
 Papers: Hinton et al., arXiv 1503.02531 (logits); TinyBERT and TernaryBERT, arXiv 2009.12812, equations 5 to 7 (hidden
 states, attention scores before the softmax, soft cross-entropy). With the `lsq` quantizer it is KDLSQ-BERT (2101.05938).
 
-    L = task * CE(y, s) + logits * T^2 * CE(softmax(t / T), softmax(s / T)) + hidden * sum_l MSE + attention * sum_l MSE
+    L = task * loss(y, s) + logits * T^2 * CE(softmax(t / T), softmax(s / T)) + hidden * sum_l MSE + attention * sum_l MSE
 
 Differs from the papers: the means of hidden states and scores are over real tokens (and pairs of them), so that padding
 changes nothing; the embeddings' output is not among the hidden states; layers of a deeper teacher are taken evenly (the last
@@ -26,7 +26,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from .. import files
+from .. import files, tasks
 from ..data.tokenized import Split
 from ..errors import UserError
 from ..evaluate import logits_of
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def soft_cross_entropy(student: paddle.Tensor, teacher: paddle.Tensor, temperature: float) -> paddle.Tensor:
-    """T^2 times the cross-entropy of the student's logits [rows, classes] to the teacher's, both divided by T."""
+    """T^2 times the cross-entropy of the student's logits [choices, alternatives] to the teacher's, both divided by T."""
     wanted = F.softmax(teacher / temperature)
     return -(wanted * F.log_softmax(student / temperature)).sum(axis=1).mean() * temperature**2
 
@@ -90,15 +90,20 @@ class Distillation(Method):
     )  # of the teacher, one for each of the student
     of_student: Layers = field(default_factory=Layers, init=False, repr=False)
     of_teacher: Layers = field(default_factory=Layers, init=False, repr=False)
+    family: Any = field(default=None, init=False, repr=False)  # the student's task
     kept: Any = field(default=None, init=False, repr=False)  # the teacher's logits of all train rows, where cached
 
     def attach(self, model, pretrained):
         if self.teacher is None:
             raise UserError(f"{KEY}.teacher: missing: the folder of a fine-tuned classifier")
         classes = model.classifier.weight.shape[1]
-        self.model = load_classifier(self.teacher, classes)
+        self.family = tasks.of_model(model)
+        self.model = load_classifier(self.teacher, classes, task=tasks.kind(self.family))
         if self.model.new_head:
-            raise UserError(f"{KEY}.teacher: {self.teacher}: no classifier of {classes} classes in it")
+            raise UserError(
+                f"{KEY}.teacher: {self.teacher}: no classifier of {classes} classes in it"
+                + ("" if tasks.kind(self.family) == "classification" else f" for the task {tasks.kind(self.family)}")
+            )
         _check_labels(self.teacher, model)
         self.model.eval()
         for parameter in self.model.parameters():
@@ -131,8 +136,13 @@ class Distillation(Method):
         return self.task
 
     def train_rows(self, train):
-        if self.cache and not self.hidden and not self.attention:
-            self.kept = cached_logits(Path(self.cache), Path(str(self.teacher)), self.model, train)
+        cache = self._cache()
+        if cache:
+            self.kept = cached_logits(Path(cache), Path(str(self.teacher)), self.model, train)
+
+    def _cache(self) -> str | None:
+        """The folder of `cache`, where logits are all that is asked of the teacher, and one row of them a row."""
+        return None if self.hidden or self.attention or self.family.per_token else self.cache
 
     def _wanted(self, batch) -> paddle.Tensor:
         """The teacher's logits of a batch."""
@@ -145,9 +155,9 @@ class Distillation(Method):
     def loss_terms(self, batch, outputs):
         wanted = self._wanted(batch)
         terms = {}
-        if self.logits:
-            terms["logits"] = self.logits * soft_cross_entropy(outputs, wanted, self.temperature)
         real = paddle.to_tensor((batch["input_ids"] != self.model.ernie.pad_token_id).astype(np.float32))
+        if self.logits:
+            terms["logits"] = self.logits * self.family.imitation(outputs, wanted, self.temperature, real)
         if self.hidden:
             terms["hidden"] = self.hidden * self._hidden(real)
         if self.attention:
@@ -170,8 +180,9 @@ class Distillation(Method):
     def plan(self):
         weights = ", ".join(f"{name} {getattr(self, name):g}" for name in ("task", "logits", "hidden", "attention"))
         lines = [f"distillation from {self.teacher}: {weights}, temperature {self.temperature:g}"]
-        if self.cache and (self.hidden or self.attention):
-            lines.append(f"{KEY}.cache is not used: hidden and attention need the teacher itself at each step")
+        if self.cache and not self._cache():
+            why = "logits of every token" if self.family.per_token else "hidden and attention"
+            lines.append(f"{KEY}.cache is not used: {why} need the teacher itself at each step")
         return lines
 
 

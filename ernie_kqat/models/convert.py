@@ -21,6 +21,7 @@ SOURCE_WEIGHTS, TORCH_WEIGHTS = "model.safetensors", "pytorch_model.bin"
 IGNORED = re.compile(r"embeddings\.position_ids$|^cls\.")  # a buffer, and the pretraining heads
 RENAMED = (  # BERT's name -> ERNIE's, part by part
     (r"^bert\.", ""),
+    (r"^qa_outputs\.", "classifier."),
     (r"LayerNorm\.gamma$", "LayerNorm.weight"),
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
     (r"^embeddings\.LayerNorm", "embeddings.layer_norm"),
@@ -35,6 +36,10 @@ RENAMED = (  # BERT's name -> ERNIE's, part by part
     (r"output\.LayerNorm", "norm2"),
     (r"^(?=embeddings|encoder|pooler)", "ernie."),
 )
+HEADS = {  # BERT's class -> PaddleNLP's, whose weights are the same
+    "BertForTokenClassification": "ErnieForTokenClassification",
+    "BertForQuestionAnswering": "ErnieForQuestionAnswering",
+}
 KEPT = (
     *SIZES,
     "hidden_act",
@@ -50,9 +55,10 @@ def convert_bert(source: str | Path, target: str | Path) -> list[str]:
 
     Of `source` config.json, vocab.txt and model.safetensors are read, or pytorch_model.bin where that is missing.
 
-    Keys may begin with `bert.` or not; a `classifier` is kept; a missing pooler, and pretraining heads left out, are
-    remarked on. Raises UserError for a file that is missing or damaged, for an architecture that ERNIE cannot compute,
-    and for weights that are missing, left over or of the wrong shape.
+    Keys may begin with `bert.` or not; a `classifier` is kept, of sentences or tokens, and `qa_outputs` as ERNIE's classifier
+    of answers; a missing pooler, which only sentences need, and pretraining heads left out, are remarked on. Raises UserError for
+    a file that is missing or damaged, for an architecture that ERNIE cannot compute, and for weights that are missing, left
+    over or of the wrong shape.
     """
     source, target = Path(source), Path(target)
     if not source.is_dir():
@@ -86,12 +92,12 @@ def _ernie_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing keys: {', '.join(missing)}")
     check_sizes(path, tree)
     return {
-        "architectures": ["ErnieForSequenceClassification"],
+        "architectures": [HEADS.get((tree.get("architectures") or [""])[0], "ErnieForSequenceClassification")],
         "model_type": "ernie",
         **{key: tree[key] for key in KEPT if key in tree},
         "layer_norm_eps": tree.get("layer_norm_eps", 1e-12),
         "use_task_id": False,
-        **{key: tree[key] for key in ("id2label", "label2id") if key in tree},
+        **{key: tree[key] for key in ("id2label", "label2id", "problem_type") if tree.get(key) is not None},
     }
 
 
@@ -125,7 +131,8 @@ def _check(path: Path, weights: dict[str, np.ndarray], settings: dict[str, Any])
     remarks = []
     if not pooler & set(weights):
         shapes = {name: shape for name, shape in shapes.items() if name not in pooler}
-        remarks.append("no pooler: fine-tuning will begin with a random one")
+        if settings["architectures"][0] not in HEADS.values():
+            remarks.append("no pooler: fine-tuning will begin with a random one")
     if "classifier.weight" in weights:
         labels = weights["classifier.weight"].shape[-1]
         shapes.update({"classifier.weight": (settings["hidden_size"], labels), "classifier.bias": (labels,)})

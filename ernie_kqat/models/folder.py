@@ -11,6 +11,7 @@ import numpy as np
 from paddlenlp.transformers import ErnieConfig
 from paddlenlp.utils.log import logger
 
+from .. import tasks
 from ..errors import UserError
 
 WEIGHTS, CONFIG, VOCABULARY = "model_state.pdparams", "config.json", "vocab.txt"
@@ -83,7 +84,29 @@ def check_sizes(path: Path, tree: dict[str, Any]) -> None:
 
 def labels_of(folder: Path) -> list[str]:
     """Label names in order of their ids from config.json; `0`, `1`, … for the classes of a folder that names none."""
-    path = folder / "config.json"
+    settings, names = _heading(folder)
+    fixed = tasks.find(task_of(folder)).fixed
+    if fixed:
+        return list(fixed)
+    count = settings.get("num_labels") or settings.get("num_choices") or 2
+    if sorted(names) != list(range(len(names))) or not names:
+        return [str(index) for index in range(count)]
+    labels = [names[index] for index in range(len(names))]
+    if labels == [f"LABEL_{index}" for index in range(len(labels))]:  # a placeholder, not a name
+        return [str(index) for index in range(len(labels))]
+    return labels
+
+
+def task_of(folder: Path) -> str:
+    """The task (tasks/) that a folder's config.json says its head is for; classification where it does not say."""
+    settings, names = _heading(folder)
+    count = settings.get("num_labels") or len(names) or 2
+    return tasks.kind_of_settings(settings.get("architectures"), settings.get("problem_type"), count)
+
+
+def _heading(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
+    """config.json, and the label names by id in it."""
+    path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{folder}: not a model folder: it has no config.json")
     try:
@@ -92,13 +115,7 @@ def labels_of(folder: Path) -> list[str]:
         names = {int(index): str(label) for index, label in names.items()}
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: unreadable: {error}") from None
-    count = settings.get("num_labels") or settings.get("num_choices") or 2
-    if sorted(names) != list(range(len(names))) or not names:
-        return [str(index) for index in range(count)]
-    labels = [names[index] for index in range(len(names))]
-    if labels == [f"LABEL_{index}" for index in range(len(labels))]:  # a placeholder, not a name
-        return [str(index) for index in range(len(labels))]
-    return labels
+    return settings, names
 
 
 def read_config(folder: Path) -> ErnieConfig:

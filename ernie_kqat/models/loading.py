@@ -1,4 +1,4 @@
-"""ERNIE classifiers from PaddleNLP names and folders. A local folder never touches the network."""
+"""ERNIE with a head, from PaddleNLP names and folders. A local folder never touches the network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
+from paddlenlp.transformers import ErnieConfig
 
-from .. import files
+from .. import files, tasks
 from ..errors import UserError
-from . import hub
+from . import heads, hub
 from .folder import CONFIG, VOCABULARY, WEIGHTS, find, read_config, read_weights, tokenizer_settings
 
 ENCODER, HEAD, POOLER = "ernie.", "classifier.", "ernie.pooler."
@@ -23,11 +23,13 @@ PRETRAINING_HEADS = "cls."
 log = logging.getLogger(__name__)
 
 
-def load_classifier(name_or_path: str, num_labels: int, dropout: float | None = None) -> ErnieForSequenceClassification:
-    """An ERNIE sequence classifier in fp32, every LayerNorm with the epsilon of config.json.
+def load_classifier(
+    name_or_path: str, num_labels: int, dropout: float | None = None, task: str = "classification"
+) -> paddle.nn.Layer:
+    """An ERNIE with a head for `task` in fp32, every LayerNorm with the epsilon of config.json.
 
     `dropout` replaces the model's own for hidden states and attention. The model gets an attribute `new_head`: True
-    when its classifier was initialized (from Paddle's seed) because the checkpoint has none, or one of another size;
+    when its classifier was initialized (from Paddle's seed) because the checkpoint has none, or one of another size or task;
     then the pooler may be missing too. A model name stands for its encoder only, so its head is always new.
     Raises UserError naming the missing file, the missing, left-over or misshapen weight, or both ways out when a name
     cannot be downloaded.
@@ -38,30 +40,37 @@ def load_classifier(name_or_path: str, num_labels: int, dropout: float | None = 
     settings = read_config(folder)
     _check_vocabulary(folder, settings.vocab_size)
     weights = _with_prefix(read_weights(find(folder, WEIGHTS)))
+    found = tasks.kind_of_settings(settings.architectures, settings.problem_type, settings.num_labels)
     if named:
         weights = _encoder_of(weights, settings.num_hidden_layers)
+    elif found != task:
+        weights = {name: value for name, value in weights.items() if not name.startswith(HEAD)}
     settings.num_labels = num_labels
     if dropout is not None:
         settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = dropout
         settings.classifier_dropout = None  # it follows the hidden dropout
-    model = make_classifier(settings)
+    model = make_classifier(settings, task)
     model.new_head = _fill(model, weights, folder / WEIGHTS)
     return model
 
 
-def make_classifier(settings: ErnieConfig) -> ErnieForSequenceClassification:
-    """An ERNIE sequence classifier of these sizes with random weights, every LayerNorm with the epsilon of `settings`.
+def make_classifier(settings: ErnieConfig, task: str = "classification") -> paddle.nn.Layer:
+    """An ERNIE of these sizes with a head for `task` and random weights, every LayerNorm with the epsilon of `settings`.
 
+    The model gets an attribute `task`, its name.
     `settings.head_dim`, which PaddleNLP does not know, makes its attention narrower than its hidden states, as
     tools/narrow.py does: num_attention_heads heads of that size, whose product need not be hidden_size.
     """
-    heads, head_dim = settings.num_attention_heads, getattr(settings, "head_dim", None)
-    settings.num_attention_heads = heads if head_dim is None else 1  # 1: any hidden_size is a multiple of it
-    model = ErnieForSequenceClassification(settings)
-    settings.num_attention_heads = heads
+    heads_count, head_dim = settings.num_attention_heads, getattr(settings, "head_dim", None)
+    settings.num_attention_heads = heads_count if head_dim is None else 1  # 1: any hidden_size is a multiple of it
+    family = tasks.find(task)
+    settings.problem_type = family.problem
+    model = heads.CLASSES[family.model](settings)
+    model.task = task
+    settings.num_attention_heads = heads_count
     for layer in model.ernie.encoder.layers if head_dim is not None else ():
-        attention, width = layer.self_attn, heads * head_dim
-        attention.num_heads, attention.head_dim = heads, head_dim
+        attention, width = layer.self_attn, heads_count * head_dim
+        attention.num_heads, attention.head_dim = heads_count, head_dim
         for name in ("q_proj", "k_proj", "v_proj"):
             setattr(attention, name, paddle.nn.Linear(settings.hidden_size, width))
         attention.out_proj = paddle.nn.Linear(width, settings.hidden_size)
@@ -105,7 +114,7 @@ def save_classifier(
     paddle.save(state, str(folder / WEIGHTS))
     settings = model.config.to_diff_dict()
     settings.update(
-        architectures=["ErnieForSequenceClassification"],
+        architectures=[tasks.of_model(model).model],
         model_type="ernie",
         layer_norm_eps=model.config.layer_norm_eps,
         id2label={str(index): label for index, label in enumerate(labels)},
@@ -147,6 +156,8 @@ def _encoder_of(weights: dict[str, np.ndarray], layers: int) -> dict[str, np.nda
 def _fill(model: paddle.nn.Layer, weights: dict[str, np.ndarray], path: Path) -> bool:
     """Set every weight of `model`; returns whether its classifier is new."""
     own = model.state_dict()
+    if not any(name.startswith(POOLER) for name in own):  # a head on every token reads none
+        weights = {name: value for name, value in weights.items() if not name.startswith(POOLER)}
     head = {name for name in own if name.startswith(HEAD)}
     new_head = any(name not in weights or list(weights[name].shape) != own[name].shape for name in head)
     optional = set()

@@ -19,7 +19,8 @@ from ..benchmark import machine, versions
 from ..data.dataset import Split, find_file, load_eval_split
 from ..errors import UserError
 from ..evaluate import accuracy, comparison
-from ..models.folder import labels_of
+from ..models.folder import labels_of, task_of
+from ..tasks import find, only_classification
 from ..tokenizer import load_tokenizer
 from . import environment, roofline
 from .candidates import CALIBRATION_ROWS, FP32, NATIVE, OURS, PLAIN, Candidate, pairs_of, prepare
@@ -66,6 +67,7 @@ def run(
 
 
 def _splits(model: str, data: Path) -> tuple[Split, Split]:
+    only_classification(find(task_of(Path(model)))(), "the comparison with other engines")
     tokenizer, labels, max_length = load_tokenizer(model), labels_of(Path(model)), 128
 
     def split(name: str, rows: int | None) -> Split:

@@ -15,7 +15,7 @@ def table(found: dict[str, Any]) -> list[str]:
     rows = sorted(
         (row for row in found["trials"] if row.get("folder") in found["front"]), key=lambda row: row["packed_bytes"]
     )
-    tested = any("test_accuracy" in row for row in rows)
+    tested = any("test" in row for row in rows)
     lines = [
         f"| trial | values | dev | deployed |{' test |' if tested else ''} packed MB | ms | INT8 program MB |",
         "|---" * (7 + tested) + "|",
@@ -24,8 +24,8 @@ def table(found: dict[str, Any]) -> list[str]:
         values = ", ".join(
             f"{key.split('.', 1)[-1]} {_short(value)}" for key, value in {**row["study"], **row["values"]}.items()
         )
-        figures = [f"{row['accuracy']:.2%}", f"{row['deployed']:.2%}"]
-        figures += [f"{row['test_accuracy']:.2%}"] if tested else []
+        figures = [f"{row['dev']:.2%}", f"{row['deployed']:.2%}"]
+        figures += [f"{row['test']:.2%}"] if tested else []
         figures += [f"{row['packed_bytes'] / 1e6:.2f}", f"{row['latency_ms']:.2f}", f"{row['size_bytes'] / 1e6:.1f}"]
         lines.append(f"| {row['folder']} | {values} | {' | '.join(figures)} |")
     states = [row["state"] for row in found["trials"]]
@@ -46,7 +46,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         line = _steps([(row[cost] / unit, 100 * row["deployed"]) for row in rows])
         axes.step(*zip(*line), where="post", color=BLUE, lw=1)
         axes.set_xlabel(title)
-    panels[0].set_ylabel("accuracy of the deployed program, %")
+    panels[0].set_ylabel(f"100 x {rows[0]['metric']}, deployed")
     figure.savefig(path, bbox_inches="tight")
 
 

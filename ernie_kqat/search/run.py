@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from .. import config, files
+from .. import config, files, tasks
 from ..errors import UserError
 from ..export.exporter import export_run
 from ..measure import evaluate_any
@@ -49,7 +49,7 @@ class Options:
 def search(options: Options) -> dict[str, Any]:
     """Run what is missing of the search in `options.output`, and write trials.json.
 
-    Returns it: {trials: [{number, study, values, state, accuracy, deployed, latency_ms, size_bytes, packed_bytes, folder}],
+    Returns it: {trials: [{number, study, values, state, metric, dev, deployed, latency_ms, size_bytes, packed_bytes, folder}],
     front: the folders of those that no other beats}. Raises UserError for wrong input and where the very first trial fails.
     """
     options.space.check(options.path, options.overrides)
@@ -78,7 +78,7 @@ def _search(options: Options) -> dict[str, Any]:
     if options.test is not None:
         for row in found["trials"]:
             if row.get("folder") in found["front"]:
-                row["test_accuracy"] = _tested(options.output / row["folder"], options.test)
+                row["test"] = _tested(options.output / row["folder"], options.test)[row["metric"]]
         files.write_json(options.output / TRIALS, found)
     return found
 
@@ -95,16 +95,18 @@ class _Objective:
         folder = options.output / f"{_name(self.combination)}_{trial.number:03}"
         overrides = [*options.overrides, *as_overrides({**self.combination, **values})]
         settings = config.load(options.path, [*overrides, f"Global.output_dir={folder}"])
+        metric = settings.Train.metric or tasks.of_data(settings.Data).metrics[0]
         trial.set_user_attr("folder", folder.name)
+        trial.set_user_attr("metric", metric)
 
         def watch(step: int, scores: dict[str, float]) -> None:
-            trial.report(scores[settings.Train.metric], step)
+            trial.report(scores[metric], step)
             if step and trial.should_prune():
                 raise optuna.TrialPruned
 
         try:
             summary = train(settings, overwrite=True, watch=watch)
-            figures = _deployed(folder, settings)
+            figures = _deployed(folder, settings, metric)
         except optuna.TrialPruned:
             shutil.rmtree(folder / "best_model", ignore_errors=True)
             raise
@@ -118,10 +120,10 @@ class _Objective:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for name, value in figures.items():
             trial.set_user_attr(name, value)
-        return float(summary["best_scores"][settings.Train.metric])
+        return float(summary["best_scores"][metric])
 
 
-def _deployed(folder: Path, settings: config.Config) -> dict[str, Any]:
+def _deployed(folder: Path, settings: config.Config, metric: str) -> dict[str, Any]:
     """Export the run, verified, and pack it: what it is worth where it runs."""
     manifest = export_run(str(folder), str(folder / "inference"), settings.Export)
     found = manifest["verification"]
@@ -130,7 +132,7 @@ def _deployed(folder: Path, settings: config.Config) -> dict[str, Any]:
     packed = pack(folder / "inference", folder / "packed")
     fast = found.get("native", found)
     return {
-        "deployed": fast.get("accuracy", found["deployed_accuracy"]),
+        "deployed": found["scores"]["deployed"][metric],
         "latency_ms": fast["latency_ms"]["batch_1"],
         "size_bytes": found["size_bytes"],
         "packed_bytes": packed["size_bytes"],
@@ -156,7 +158,7 @@ def _write(options: Options, storage: JournalStorage, combinations: list[dict[st
             "number": trial.number,
             "values": {key: _value(value) for key, value in trial.params.items()},
             "state": "failed" if "error" in trial.user_attrs else trial.state.name.lower(),
-            "accuracy": trial.value if trial.state == TrialState.COMPLETE else None,
+            "dev": trial.value if trial.state == TrialState.COMPLETE else None,
             **trial.user_attrs,
         }
         for combination in combinations
@@ -168,14 +170,14 @@ def _write(options: Options, storage: JournalStorage, combinations: list[dict[st
     return found
 
 
-def _tested(folder: Path, test: str) -> float:
-    """Accuracy of the deployed program on rows that chose nothing; kept beside it."""
+def _tested(folder: Path, test: str) -> dict[str, Any]:
+    """Scores of the deployed program on rows that chose nothing; kept beside it."""
     path = folder / "test.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"data": None}
     if found["data"] != str(test):
         found = evaluate_any(folder / "inference", test, config.Data())
         files.write_json(path, found)
-    return float(found["accuracy"])
+    return found
 
 
 def _value(value: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import artifact
+from .. import artifact, tasks
 from ..errors import UserError
 from ..packed.expand import folder_of
 from ..tokenizer import Encoded, Tokenizer, lacks_text, load_tokenizer
@@ -38,11 +38,13 @@ class Model:
     type_vocab_size: int
     pad_token_id: int
     tokenizer: Tokenizer
+    task: tasks.Task
 
     def describe(self) -> dict[str, Any]:
         """What clients are told of it."""
         return {
             "name": self.name,
+            "task": tasks.kind(self.task),
             "version": self.version,
             "labels": self.labels,
             "pair": self.pair,
@@ -87,11 +89,8 @@ class Model:
         return rows
 
     def label(self, logits: np.ndarray) -> list[tuple[str, float]]:
-        """The likeliest label of each row and its probability, softmax of the logits."""
-        exact = logits.astype(np.float64)
-        best = exact.argmax(axis=1)
-        scores = 1 / np.exp(exact - exact.max(axis=1, keepdims=True)).sum(axis=1)
-        return [(self.labels[label], score) for label, score in zip(best.tolist(), scores.tolist())]
+        """The label and the score of each row: in classification the likeliest and its probability."""
+        return self.task.served(logits, self.labels)
 
 
 def load(folders: dict[str, Path]) -> list[Model]:
@@ -110,6 +109,11 @@ def _load(name: str, index: int, folder: Path) -> Model:
     folder = folder_of(folder)
     manifest = artifact.read_manifest(folder)
     artifact.check_verified(folder, manifest)
+    task = tasks.of_manifest(manifest)
+    if task.per_token:
+        raise UserError(
+            f"{folder}: its task is {tasks.kind(task)}, which is not served; Predictor and tools/infer.py answer"
+        )
     if artifact.SERVING_CONF not in manifest["files"]:
         raise UserError(f"{folder}: has no {artifact.SERVING_CONF}; export it again")
     found = sorted(path.name for path in folder.iterdir() if path.suffix in (".pdmodel", ".pdiparams"))
@@ -123,6 +127,7 @@ def _load(name: str, index: int, folder: Path) -> Model:
         folder=folder.resolve(),
         version=version(folder),
         tokenizer=load_tokenizer(folder, manifest["tokenizer"]["kind"]),
+        task=task,
         **{
             key: manifest[key]
             for key in ("labels", "pair", "max_length", "vocab_size", "type_vocab_size", "pad_token_id")
