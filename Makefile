@@ -5,6 +5,7 @@
 # make serve-demo   serve the quickstart's model, or MODEL=ARTIFACT; ask it over HTTP and gRPC; stop
 # make serve-exact serve-load serve-fuzz serve-kill serve-sigterm serve-soak MODEL=ARTIFACT DATA=dev.tsv
 #                   measure the service on loopback (some minutes each; the last 31); figures go to docs/results/serving.json
+# make docs         the documentation as a site, in output/site
 # make native       build the native operator (docs/native.md);  make native-sanitize: its tests under ASan and UBSan
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ BIN := .venv/bin
 IN_PARALLEL := -n 2 --dist loadfile
 SERVE_BENCHMARKS := serve-exact serve-load serve-fuzz serve-kill serve-sigterm serve-soak
 
-.PHONY: venv quickstart test test-all lint lock clean native native-sanitize serve-demo $(SERVE_BENCHMARKS)
+.PHONY: venv quickstart test test-all lint lock docs clean native native-sanitize serve-demo $(SERVE_BENCHMARKS)
 
 venv:
 	@$(PYTHON) tools/make_venv.py
@@ -34,6 +35,9 @@ lock:
 	uv pip compile --universal --python-version 3.9 --generate-hashes --no-header --quiet requirements-serving.in -o requirements-serving.lock
 	for peer in openvino onnxruntime; do uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 	  ernie_kqat/peers/$$peer.in -o ernie_kqat/peers/$$peer.lock; done
+
+docs: venv
+	$(BIN)/mkdocs build --quiet
 
 native: venv
 	$(BIN)/python tools/build_native.py
