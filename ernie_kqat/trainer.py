@@ -144,7 +144,7 @@ class Trainer:
         bar = tqdm(total=self.total_steps, initial=first, desc="train", unit="step", disable=None)
         self.model.train()
         for batches in self._remaining_steps():
-            row = self._step(batches, stop.requested)
+            row = self._step(batches, stop)
             stopping = row.pop("stopping")
             progress.step += 1
             progress.seconds = time.perf_counter() - began
@@ -162,7 +162,7 @@ class Trainer:
                 raise Interrupted
         bar.close()
 
-    def _step(self, batches: list[np.ndarray], stop: bool = False) -> dict[str, Any]:
+    def _step(self, batches: list[np.ndarray], stop: StopRequest | None = None) -> dict[str, Any]:
         """One optimizer step over the accumulated batches' rows; returns what to log, and `stopping`: whether any process
         was asked to stop."""
         learning_rate = self.optimizer.get_lr()
@@ -172,7 +172,7 @@ class Trainer:
         def gradients() -> dict[str, float]:
             paddle.seed(self._step_seed())  # a method that asks twice meets the same dropout
             self.optimizer.clear_grad()
-            sums: dict[str, float] = {"stopping": float(stop)}
+            sums: dict[str, float] = {}
             for rows in batches:
                 own, share = parallel.share_of(rows)
                 share *= len(rows) / total
@@ -184,6 +184,7 @@ class Trainer:
                 (sum(losses.values()) * share).backward()
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * share
+            sums["stopping"] = float(stop is not None and stop.requested)
             return dict(zip(sums, parallel.add_up_gradients(self.model.parameters(), list(sums.values()))))
 
         for method in self.methods:

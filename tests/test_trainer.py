@@ -150,10 +150,10 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, tiny_ernie, tiny_task, sli
     train(settings(tmp_path, tiny_ernie, tiny_task, "whole", Slim=slim, Train=accumulate))
     step = trainer.Trainer._step
 
-    def interrupted_step(self, batches):
+    def interrupted_step(self, batches, stop):
         if self.progress.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batches)
+        return step(self, batches, stop)
 
     monkeypatch.setattr(trainer.Trainer, "_step", interrupted_step)
     cut = settings(tmp_path, tiny_ernie, tiny_task, "cut", Slim=slim, Train=accumulate)
