@@ -6,7 +6,8 @@ import pytest
 
 from ernie_kqat import UserError, quantizers
 from ernie_kqat.config import ActivationQuant, WeightQuant
-from ernie_kqat.quantizers import ActivationQuantizer, WeightQuantizer, numeric, on_grid
+from ernie_kqat.quantizers import ActivationQuantizer, WeightQuantizer, numeric
+from ernie_kqat.quantizers.kernels import on_grid
 
 CHANNELS = 24
 VALUES = (np.random.default_rng(0).standard_normal((40, CHANNELS)) * np.logspace(-2, 2, CHANNELS)).astype(np.float32)

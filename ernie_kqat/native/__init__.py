@@ -73,17 +73,33 @@ def why_not() -> str:
 
 def load() -> None:
     """Make the operator known to Paddle, once in a process. Raises UserError where `why_not` has a reason."""
-    global _loaded
     with _lock:
         if _loaded:
             return
         reason = why_not()
         if reason:
             raise UserError(reason)
-        from paddle.utils.cpp_extension import load_op_meta_info_and_register_op
+        _register()
 
-        load_op_meta_info_and_register_op(str(library()))
-        _loaded = True
+
+def known() -> bool:
+    """Whether the library is there, for any CPU; then its operators of training are made known to Paddle."""
+    with _lock:
+        try:
+            if not _loaded and library().is_file():
+                _isa(library())
+                _register()
+        except OSError:  # of another system; `why_not` says more
+            return False
+        return _loaded
+
+
+def _register() -> None:
+    global _loaded
+    from paddle.utils.cpp_extension import load_op_meta_info_and_register_op
+
+    load_op_meta_info_and_register_op(str(library()))
+    _loaded = True
 
 
 def build(again: bool = False) -> Path:
@@ -96,7 +112,12 @@ def build(again: bool = False) -> Path:
         raise UserError(f"{compiler}: no such compiler; the native operator needs g++ 11 or newer (CXX names another)")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build.") as folder:
-        objects = {**CORE, "paddle_op": ("paddle_op.cc", _paddle_flags())}
+        paddle_flags = _paddle_flags()
+        objects = {
+            **CORE,
+            "paddle_op": ("paddle_op.cc", paddle_flags),
+            "training": ("training.cc", ("-ffp-contract=off", *paddle_flags)),
+        }
         made = compile_objects(compiler, objects, Path(folder), COMMON)
         run([compiler, "-shared", *map(str, made), *_link_flags(), "-o", str(Path(folder, LIBRARY))])
         os.replace(Path(folder, LIBRARY), path)

@@ -17,30 +17,9 @@ from paddle.autograd import PyLayer
 
 from ..errors import UserError
 from . import numeric
+from .kernels import learned_step_slopes, on_grid
 
-ROUND = 12582912.0  # 1.5 x 2^23: adding and subtracting it rounds float32 half to even, as oneDNN does (paddle.round does not)
 Kind = TypeVar("Kind", bound="Quantizer")
-
-
-def rounded(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
-    """round-half-even(clip(x / step, low, high)), as float32; the arithmetic of oneDNN's quantize op, which multiplies by 1/step.
-
-    Of Paddle's operators that could do it, these are vectorized on a CPU: hardtanh and not clip, scale with a number and not
-    an operator with a one-element tensor.
-    """
-    grid = x.scale(float(1.0 / step)) if step.size == 1 else x * (1.0 / step)
-    grid = paddle.nn.functional.hardtanh(grid, low, high)
-    return grid.scale_(1.0, ROUND).scale_(1.0, -ROUND)
-
-
-def times(values: paddle.Tensor, factor: paddle.Tensor) -> paddle.Tensor:
-    """Values [in, out] x factor [out] or [1], in place."""
-    return values.scale_(float(factor)) if factor.size == 1 else values.multiply_(factor)
-
-
-def on_grid(x: paddle.Tensor, step: paddle.Tensor, low: int, high: int) -> paddle.Tensor:
-    """step * round-half-even(clip(x / step, low, high))."""
-    return times(rounded(x, step, low, high), step)
 
 
 class StraightThrough(PyLayer):
@@ -87,11 +66,9 @@ class LearnedStep(PyLayer):
     def backward(ctx, grad):
         x, step, quantized = ctx.saved_tensor()
         low, high = ctx.bounds
-        ratio = x / step
-        inside = paddle.logical_and(ratio >= low, ratio <= high).astype(x.dtype)
-        slope = grad * (quantized / step - ratio * inside)
+        inside, slope = learned_step_slopes(x, step, quantized, grad, low, high)
         total = slope.sum(axis=0) if step.size > 1 else slope.sum().reshape([1])
-        return None if ctx.frozen else grad * inside, total * (1.0 / math.sqrt(ctx.copies * x.size / step.size * high))
+        return None if ctx.frozen else inside, total * (1.0 / math.sqrt(ctx.copies * x.size / step.size * high))
 
 
 class Quantizer(paddle.nn.Layer):
@@ -195,7 +172,9 @@ def check_bits(options: Any, key: str, name: str) -> None:
 
 def names() -> list[str]:
     """The quantizers there are: files of this folder that define one."""
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "attach", "embedding")]
+    return [
+        m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "kernels", "attach", "embedding")
+    ]
 
 
 def find(name: str, kind: type[Kind]) -> type[Kind]:

@@ -15,7 +15,8 @@ import numpy as np
 import paddle
 
 from ..errors import UserError
-from . import ROUND, PassThrough, WeightQuantizer, numeric, times
+from . import PassThrough, WeightQuantizer, numeric
+from .kernels import ROUND, times
 
 LEVELS = 126  # k1 + k2; even, so that equal halves cancel exactly
 

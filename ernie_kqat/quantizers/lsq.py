@@ -22,7 +22,8 @@ import paddle
 from paddle.autograd import PyLayer
 
 from .. import parallel
-from . import ActivationQuantizer, LearnedStep, WeightQuantizer, on_grid
+from . import ActivationQuantizer, LearnedStep, WeightQuantizer
+from .kernels import learned_step_slopes, on_grid
 
 SMALLEST = 1e-8  # of a step
 
@@ -48,12 +49,9 @@ class LearnedStepAndOffset(PyLayer):
     def backward(ctx, grad):
         shifted, step, quantized = ctx.saved_tensor()
         low, high = ctx.bounds
-        ratio = shifted / step
-        inside = paddle.logical_and(ratio >= low, ratio <= high).astype(grad.dtype)
+        inside, slope = learned_step_slopes(shifted, step, quantized, grad, low, high)
         factor = 1.0 / math.sqrt(ctx.copies * shifted.size * high)
-        to_step = (grad * (quantized / step - ratio * inside)).sum().reshape([1]) * factor
-        to_offset = (grad * (1.0 - inside)).sum().reshape([1]) * factor
-        return grad * inside, to_step, to_offset
+        return inside, slope.sum().reshape([1]) * factor, (grad - inside).sum().reshape([1]) * factor
 
 
 class LSQWeight(WeightQuantizer):

@@ -7,6 +7,7 @@ import paddle
 
 from .. import parallel
 from . import ActivationQuantizer, LearnedStep, StraightThrough, WeightQuantizer, numeric
+from .kernels import column_peaks, peak
 
 SAMPLE = 2**15  # activations of a batch that the search for a range looks at
 TINY = 1e-30  # an all-zero channel: any step stands for it
@@ -34,7 +35,7 @@ class MinMaxWeight(WeightQuantizer):
     @paddle.no_grad()
     def current_step(self, weight):
         if self.options.range == "absmax":
-            peak = _column_peaks(weight) if self.options.granularity == "channel" else weight.abs().max().reshape([1])
+            peak = column_peaks(weight) if self.options.granularity == "channel" else peak(weight)
             return paddle.where(peak > TINY, peak, paddle.ones_like(peak)) / self.high
         if self.options.range == "percentile":
             found = numeric.percentile_range(weight.numpy(), self.options.percentile, self.options.granularity)
@@ -104,7 +105,7 @@ class MovingAverageActivation(ActivationQuantizer):
     @paddle.no_grad()
     def _observe(self, x):
         if self.options.range == "moving_average":
-            rate, found = self.options.moving_rate, parallel.maximum(x.detach().abs().max().reshape([1]))
+            rate, found = self.options.moving_rate, parallel.maximum(peak(x))
         elif float(self.weight_sum) < self.options.calibration_batches:
             rate, found = 1.0, paddle.to_tensor(self._range_of(x))
         else:
@@ -125,13 +126,3 @@ def _log_range(layer: paddle.nn.Layer, found: np.ndarray, range_lr: float) -> pa
     initial = paddle.nn.initializer.Assign(np.log(found))
     attribute = paddle.ParamAttr(initializer=initial, learning_rate=range_lr)
     return layer.create_parameter([len(found)], attr=attribute)
-
-
-def _column_peaks(weight: paddle.Tensor) -> paddle.Tensor:
-    """max|w| of each column, [out]; by halving the rows: Paddle's max over axis 0 is not vectorized."""
-    rest = weight.detach().abs()
-    while rest.shape[0] > 1:
-        half, odd = divmod(rest.shape[0], 2)
-        folded = paddle.maximum(rest[:half], rest[half : 2 * half])
-        rest = paddle.concat([folded, rest[2 * half :]]) if odd else folded
-    return rest.reshape([-1])

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import paddle
 
-from . import PassThrough, WeightQuantizer, numeric, rounded, times
+from . import PassThrough, WeightQuantizer, numeric
+from .kernels import rounded, times
 
 
 class TernaryWeight(WeightQuantizer):
