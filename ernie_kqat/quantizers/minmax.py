@@ -35,8 +35,8 @@ class MinMaxWeight(WeightQuantizer):
     @paddle.no_grad()
     def current_step(self, weight):
         if self.options.range == "absmax":
-            peak = column_peaks(weight) if self.options.granularity == "channel" else peak(weight)
-            return paddle.where(peak > TINY, peak, paddle.ones_like(peak)) / self.high
+            found = column_peaks(weight) if self.options.granularity == "channel" else peak(weight)
+            return paddle.where(found > TINY, found, paddle.ones_like(found)) / self.high
         if self.options.range == "percentile":
             found = numeric.percentile_range(weight.numpy(), self.options.percentile, self.options.granularity)
             return paddle.to_tensor(found) / self.high
