@@ -8,6 +8,7 @@ split around symbols such as emoji and degree signs, and their Unicode tables ar
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -88,7 +89,7 @@ class WordPiece:
         self._engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
         self._clean = _Table(_lower_and_clean if do_lower_case else _clean)
         self._split = _Table(_split_unaccented if do_lower_case else _split)
-        self._spaced = _Table(self._space)
+        self._letters = _Table(self._letter)
 
     @classmethod
     def from_folder(cls, folder: str | Path, do_lower_case: bool | None = None) -> WordPiece:
@@ -113,20 +114,31 @@ class WordPiece:
 
     def located(self, text: str) -> Located:
         """The ids of `ids`, and their places in the text; an accent that follows a token's last character belongs to it."""
-        written = [self._spaced[ord(char)] for char in text]  # what each character becomes
+        written = [
+            self._letters[ord(char)] for char in text
+        ]  # what each character becomes, before words and signs part
+        special = {}
         for match in _SPECIAL.finditer(text):
-            written[slice(*match.span())] = list(match[0])
-            written[match.start()] = f" {text[match.start()]}"
-            written[match.end() - 1] = f"{text[match.end() - 1]} "
-        source = [index for index, piece in enumerate(written) for _ in piece]
-        found = self._engine.encode("".join(written), add_special_tokens=False)
-        starts = [source[begin] for begin, _ in found.offsets]
-        ends = [source[end - 1] + 1 for _, end in found.offsets]
+            written[slice(*match.span())] = match[0]
+            special.update(dict.fromkeys(range(*match.span())))
+            special.update({match.start(): " [", match.end() - 1: "] "})
+        letters = [(letter, place) for place, found in enumerate(written) for letter in found]
+        if self.do_lower_case:
+            letters = _in_canonical_order(letters)
+        found, source = "", []
+        for letter, place in letters:
+            piece = (special[place] or letter) if place in special else letter.translate(self._split)
+            found += piece
+            source += [place] * len(piece)
+        encoded = self._engine.encode(found, add_special_tokens=False)
+        starts = [min(source[begin:end]) for begin, end in encoded.offsets]
+        ends = [max(source[begin:end]) + 1 for begin, end in encoded.offsets]
+        silent = set(range(len(text))).difference(source)
         for index, end in enumerate(ends):
-            while end < len(written) and not written[end] and unicodedata.category(text[end]) == "Mn":
+            while end in silent and unicodedata.category(text[end]) == "Mn":
                 end += 1
             ends[index] = end
-        return Located(found.ids, starts, ends)
+        return Located(encoded.ids, starts, ends)
 
     def _words(self, text: str) -> str:
         """Words and signs with blanks between them; a literal "[SEP]" in the text is that token, as in PaddleNLP."""
@@ -136,10 +148,11 @@ class WordPiece:
         return " ".join(part if index % 2 else self._space(part) for index, part in enumerate(parts))
 
     def _space(self, text: str) -> str:
+        return self._letter(text).translate(self._split)
+
+    def _letter(self, text: str) -> str:
         text = text.translate(self._clean)
-        if self.do_lower_case:
-            text = unicodedata.normalize("NFD", text)
-        return text.translate(self._split)
+        return unicodedata.normalize("NFD", text) if self.do_lower_case else text
 
 
 class PaddleNLPTokenizer:
@@ -291,6 +304,14 @@ def _clean(char: str) -> str:
 
 def _lower_and_clean(char: str) -> str:
     return "".join(_clean(lower) for lower in char.lower())
+
+
+def _in_canonical_order(letters: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """NFD letters with their places, as NFD orders the marks of a whole text."""
+    ordered: list[tuple[str, int]] = []
+    for _, run in itertools.groupby(letters, lambda letter: unicodedata.combining(letter[0]) > 0):
+        ordered += sorted(run, key=lambda letter: unicodedata.combining(letter[0]))  # what is no mark has 0, and stays
+    return ordered
 
 
 def _split(char: str) -> str:

@@ -207,7 +207,7 @@ def test_loss_is_the_mean_of_both_cross_entropies_and_padding_is_no_choice():
     [
         (
             [question("what?", [("film", 5)])],
-            r"dev\.json: question 1 \(q\): answer 'film' is not at character 5 .* 'ilm i'",
+            r"dev\.json: question 1 \(q\): answer 'film' is not at character 5 .* 'ilm '",
         ),
         ([question("what?", [("gone", 4)])], r"question 1 \(q\): answer 'gone' is not at character 4 of the context"),
         (

@@ -87,7 +87,7 @@ def test_methods_of_calibration_work_and_what_they_made_is_exported(trained, tmp
 def check_service(artifact):
     texts, pairs = ["a film", "a plot"], ["the plot is bad", "the actor is fresh"]
     expected = Predictor(artifact).predict(texts, pairs)
-    with serve(artifact) as running, connect(running.http) as client:
+    with serve(artifact) as running, connect(f"http://{running.http}") as client:
         answers = client.predict(texts, pairs)
     assert [answer.label for answer in answers] == ["score", "score"]
     np.testing.assert_allclose([one.score for one in answers], [one.score for one in expected], rtol=1e-5)
