@@ -62,10 +62,8 @@ struct Roundings {
   const Floats inverse_step, offset, low, high;
 };
 
-// The bytes q + 128 of 16 values.
-INLINE Bytes quantized(Floats x, const Roundings& rounding) {
-  Floats q = smaller(larger((x - rounding.offset) * rounding.inverse_step, rounding.low), rounding.high);
-  Floats shifted = q + all(ROUND + 128.0f);
+// The integers of x + ROUND, 0..255.
+INLINE Bytes low_bytes(Floats shifted) {
   Ints bits;
   std::memcpy(&bits, &shifted, sizeof bits);
 #if defined(__AVX512F__)
@@ -73,6 +71,12 @@ INLINE Bytes quantized(Floats x, const Roundings& rounding) {
 #else
   return __builtin_convertvector(bits & 255, Bytes);
 #endif
+}
+
+// The bytes q + 128 of 16 values.
+INLINE Bytes quantized(Floats x, const Roundings& rounding) {
+  Floats q = smaller(larger((x - rounding.offset) * rounding.inverse_step, rounding.low), rounding.high);
+  return low_bytes(q + all(ROUND + 128.0f));
 }
 
 // To the nearest bfloat16 number, ties to even.

@@ -19,6 +19,7 @@ from ..errors import UserError
 from . import numeric
 
 ROUND = 12582912.0  # 1.5 x 2^23: adding and subtracting it rounds float32 half to even, as oneDNN does (paddle.round does not)
+NO_QUANTIZERS = ("numeric", "attach", "attention", "embedding")  # files of this folder that define none
 Kind = TypeVar("Kind", bound="Quantizer")
 
 
@@ -194,7 +195,7 @@ def check_bits(options: Any, key: str, name: str) -> None:
 
 def names() -> list[str]:
     """The quantizers there are: files of this folder that define one."""
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "attach", "embedding")]
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NO_QUANTIZERS]
 
 
 def find(name: str, kind: type[Kind]) -> type[Kind]:
