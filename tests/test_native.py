@@ -29,12 +29,6 @@ COMPILER = os.environ.get("CXX", "g++")
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler here")
 
 
-@pytest.fixture(scope="module")
-def core(tmp_path_factory):
-    """The encoder without Paddle, as a library."""
-    return native_core.build(tmp_path_factory.mktemp("core"), COMPILER)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def operator(users_home):
     """The operator, from the user's cache where it is built."""

@@ -107,30 +107,33 @@ INLINE void integer_products(const uint8_t* rows, int stride, int count, const i
   }
 }
 
-INLINE Ints larger(Ints a, Ints b) { return a > b ? a : b; }
-
-// The weights of a query, whose sums lie as integer_products leaves them, and their sum; 0 for columns beyond the keys.
-INLINE float weigh(const IntegerHead& head, const int32_t* sums, const int32_t* shifts, int columns, uint8_t* weights) {
+// The 16 scores from a key on, of a query whose sums lie as integer_products leaves them; MASKED for what is no key.
+INLINE Ints scores_at(const IntegerHead& head, const int32_t* sums, const int32_t* shifts, int key) {
+  const Ints found = load<Ints>(sums + key / COLUMNS * ROWS * COLUMNS + key % COLUMNS) - load<Ints>(shifts + key);
+  if (key + LANES <= head.keys && (key > 0 || !head.skip_first)) return found;
   Ints lanes;
-  for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
-  const auto score = [&](int key) {
-    return load<Ints>(sums + key / COLUMNS * ROWS * COLUMNS + key % COLUMNS) - load<Ints>(shifts + key);
-  };
-  const auto there = [&](int key) { return (lanes < head.keys - key) & (lanes >= int(head.skip_first) - key); };
-  Ints most = Ints{} + MASKED;
-  for (int key = 0; key < head.keys; key += LANES) most = larger(most, there(key) ? score(key) : most);
-  int32_t peak = most[0];
-  for (int lane = 1; lane < LANES; lane++) peak = most[lane] > peak ? most[lane] : peak;
-  Floats total = {};
+  for (int lane = 0; lane < LANES; lane++) lanes[lane] = key + lane;
+  return (lanes < head.keys) & (lanes >= int(head.skip_first)) ? found : Ints{} + MASKED;
+}
+
+// A query's weights, 0 for columns beyond the keys, and their sum.
+INLINE float weigh(const IntegerHead& head, const int32_t* sums, const int32_t* shifts, int columns, uint8_t* weights) {
+  constexpr float LOG2_E = 1.44269504f;
+  Ints most = scores_at(head, sums, shifts, 0);
+  for (int key = LANES; key < head.keys; key += LANES) most = larger(most, scores_at(head, sums, shifts, key));
+  const int32_t peak = largest(most);
+  const float step = head.score_step * LOG2_E;
+  Ints total = {};
   int key = 0;
   for (; key < head.keys; key += LANES) {
-    const Floats below = __builtin_convertvector(score(key) - peak, Floats) * head.score_step;
-    const Floats shifted = there(key) ? exponential(below) * LARGEST_WEIGHT + ROUND : all(ROUND);
-    total += shifted - ROUND;
+    const Ints found = scores_at(head, sums, shifts, key);
+    Floats shifted = power_of_two(__builtin_convertvector(found - peak, Floats) * step) * LARGEST_WEIGHT + ROUND;
+    if (key + LANES > head.keys || head.skip_first) shifted = found == MASKED ? all(ROUND) : shifted;  // whatever the step
+    total += (Ints)shifted - (Ints)all(ROUND);
     store(weights + key, low_bytes(shifted));
   }
   for (; key < columns; key += LANES) store(weights + key, Bytes{});
-  return sum(total);
+  return float(sum(total));
 }
 
 void attend_integers(const IntegerHead& head, uint8_t* scratch, const Sink& sink) {
