@@ -31,9 +31,9 @@ class KurtosisQAT(paddleslim.QAT):
     """A drop-in for `paddleslim.QAT` for people with their own training loop.
 
     config: PaddleSlim's keys (`weight_bits`, `weight_quantize_type`, `activation_bits`, `moving_rate`, …), `weight_range`
-    and `activation_range` (Slim.quant's `range` keys), `layers`, `attention` and `embedding` (Slim.quant's), and a `kurtosis` section
-    (Slim.kurtosis). pretrained: the original weights for kurtosis targets, as {parameter name: array}, a model, or a
-    folder or name; default: the model's at `quantize`.
+    and `activation_range` (Slim.quant's `range` keys), `layers`, `attention` and `embedding` (Slim.quant's), and a
+    `kurtosis` section (Slim.kurtosis). pretrained: the original weights for kurtosis targets, as {parameter name: array},
+    a model, or a folder or name; default: the model's at `quantize`.
     Raises UserError for a key or value that cannot be deployed exactly.
     """
 

@@ -108,7 +108,9 @@ def _differences(was: LayerPlan, now: LayerPlan) -> Iterator[str]:
         yield from _differing_keys(part, getattr(was, part), getattr(now, part))
 
 
-def _differing_keys(part: str, was: WeightQuant | ActivationQuant | None, now: WeightQuant | ActivationQuant | None) -> Iterator[str]:
+def _differing_keys(
+    part: str, was: WeightQuant | ActivationQuant | None, now: WeightQuant | ActivationQuant | None
+) -> Iterator[str]:
     before, here = ({} if options is None else asdict(options) for options in (was, now))
     for key in {**before, **here}:
         if before.get(key) != here.get(key) and not key.endswith("_lr"):

@@ -222,7 +222,10 @@ def test_what_it_cannot_compute_is_refused_at_export(tmp_path):
 
 
 BFLOAT16 = {"avx512_vnni", "avx512_bf16"} <= set(Path("/proc/cpuinfo").read_text().split())
-BUILDS = [False, pytest.param(True, marks=pytest.mark.skipif(not BFLOAT16, reason="no AVX-512 with bfloat16 in this CPU"))]
+BUILDS = [
+    False,
+    pytest.param(True, marks=pytest.mark.skipif(not BFLOAT16, reason="no AVX-512 with bfloat16 in this CPU")),
+]
 
 
 @pytest.mark.parametrize("attention", [None, {}], ids=["float attention", "integer attention"])

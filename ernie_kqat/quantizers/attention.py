@@ -43,7 +43,9 @@ class SelfAttention(paddle.nn.Layer):
         q, k, v = self.projected(query, key, value)
         weights = self.weigh(paddle.matmul(q * self.head_dim**-0.5, k, transpose_y=True), attn_mask)
         weights = F.dropout(weights, self.dropout, training=self.training)
-        return self.out_proj(paddle.matmul(weights, v).transpose([0, 2, 1, 3]).reshape([0, 0, self.num_heads * self.head_dim]))
+        return self.out_proj(
+            paddle.matmul(weights, v).transpose([0, 2, 1, 3]).reshape([0, 0, self.num_heads * self.head_dim])
+        )
 
     def projected(self, query, key, value):
         """Queries, keys and values by head, [batch, heads, tokens, head_dim]."""
@@ -136,7 +138,10 @@ class DeployedAttention(SelfAttention):
 
 
 def fill(model: paddle.nn.Layer, options: config.AttentionQuant) -> None:
-    """Put a QuantizedAttention in place of each of Paddle's; UserError where the model has none, or options cannot be deployed."""
+    """Put a QuantizedAttention in place of each of Paddle's.
+
+    UserError where the model has none, or for options that cannot be deployed.
+    """
     if options.offset:
         raise UserError(f"{KEY}.offset: true: the products of attention have no bias that could take it; say false")
     found = 0
