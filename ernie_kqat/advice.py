@@ -63,7 +63,9 @@ def clipped(model: paddle.nn.Layer, batch: Mapping[str, np.ndarray]) -> dict[str
             def count(layer, inputs, name=name):
                 ratio = (inputs[0] - layer.offset()) / layer.step()
                 outside = paddle.logical_or(ratio < layer.low - 0.5, ratio > layer.high + 0.5)
-                shares[name.rpartition(".")[0]] = float(outside.astype("float32").mean())
+                shares[name.replace("._fake_quant_input", "").replace("_fake_quant_", "")] = float(
+                    outside.astype("float32").mean()
+                )
 
             hooks.append(layer.register_forward_pre_hook(count))
     training = model.training

@@ -50,5 +50,6 @@ def calibrate_rows(restored: Restored, rows: Split, seed: int, methods: Sequence
     """Set the activation ranges of a quantized model folder from the first batches of shuffled rows (PTQ)."""
     assert restored.quant is not None
     order = epoch_batches([len(ids) for ids in rows.input_ids], BATCH_SIZE, seed, epoch=0)
-    order = order[: restored.quant.activation.calibration_batches]
+    kinds = [restored.quant.activation, *([restored.quant.attention] if restored.quant.attention else [])]
+    order = order[: max(kind.calibration_batches for kind in kinds)]
     calibrate(restored.model, (collate(rows, batch, restored.pad_token_id) for batch in order), methods)

@@ -118,9 +118,17 @@ class ActivationQuant:
 
 
 @dataclass(frozen=True)
+class AttentionQuant(ActivationQuant):
+    """Of queries, keys and values; the softmax's weights have 8 unsigned bits and no range."""
+
+    range: Literal["moving_average", "mse", "percentile", "learned"] = option("mse", "as of activations")
+
+
+@dataclass(frozen=True)
 class Quant:
     weight: WeightQuant = field(default_factory=WeightQuant)
     activation: ActivationQuant = field(default_factory=ActivationQuant)
+    attention: Optional[AttentionQuant] = None
     embedding: Optional[EmbeddingQuant] = None
     layers: Optional[list] = option(
         None,

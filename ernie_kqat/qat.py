@@ -14,7 +14,7 @@ import paddleslim
 from . import config, strict
 from .errors import UserError
 from .methods.kurtosis import Kurtosis
-from .quantizers import attach, embedding
+from .quantizers import attach, attention, embedding
 
 GRANULARITY = {"channel_wise_abs_max": "channel", "abs_max": "tensor"}
 IGNORED = {"onnx_format", "window_size", "fuse_conv_bn", "dtype"}  # PaddleSlim's keys that mean nothing here
@@ -31,9 +31,9 @@ class KurtosisQAT(paddleslim.QAT):
     """A drop-in for `paddleslim.QAT` for people with their own training loop.
 
     config: PaddleSlim's keys (`weight_bits`, `weight_quantize_type`, `activation_bits`, `moving_rate`, …), `weight_range`
-    and `activation_range` (Slim.quant's `range` keys), `layers` and `embedding` (Slim.quant's), and a `kurtosis` section
-    (Slim.kurtosis). pretrained: the original weights for kurtosis targets, as {parameter name: array}, a model, or a
-    folder or name; default: the model's at `quantize`.
+    and `activation_range` (Slim.quant's `range` keys), `layers`, `attention` and `embedding` (Slim.quant's), and a
+    `kurtosis` section (Slim.kurtosis). pretrained: the original weights for kurtosis targets, as {parameter name: array},
+    a model, or a folder or name; default: the model's at `quantize`.
     Raises UserError for a key or value that cannot be deployed exactly.
     """
 
@@ -71,6 +71,8 @@ class KurtosisQAT(paddleslim.QAT):
         attach.mark_skipped(model, self.plan)
         super().quantize(model)
         attach.fill_slots(model, self.plan, begin)
+        if self.quant.attention is not None:
+            attention.fill(model, self.quant.attention)
         embedding.fill(model, self.tables, begin)
         if self.kurtosis is not None:
             self.kurtosis.attach(model, lambda: _matrices(self.pretrained, model))
@@ -78,11 +80,13 @@ class KurtosisQAT(paddleslim.QAT):
 
     def described(self) -> list[str]:
         """The plans, a line for each layer."""
-        return [str(entry) for entry in (*self.plan, *self.tables)]
+        products = [] if self.quant.attention is None else [attention.described(self.quant.attention)]
+        return [*(str(entry) for entry in (*self.plan, *self.tables)), *products]
 
     def calibration_batches(self) -> int:
         """How many forwards in training mode until every activation range that is set once is set."""
-        return max((entry.activation.calibration_batches for entry in self.plan if entry.activation), default=0)
+        of_attention = self.quant.attention.calibration_batches if self.quant.attention else 0
+        return max([of_attention, *(entry.activation.calibration_batches for entry in self.plan if entry.activation)])
 
     def regularization(self) -> paddle.Tensor:
         """The weighted kurtosis term, to be added to the task loss."""
@@ -141,7 +145,7 @@ def _parse(options: dict) -> tuple[config.Quant, Kurtosis | None]:
         if key in options:
             part[name] = options.pop(key)
     tree = {"weight": weight, "activation": activation}
-    tree |= {key: options.pop(key, None) for key in ("embedding", "layers")}
+    tree |= {key: options.pop(key, None) for key in ("attention", "embedding", "layers")}
     left = set(options) - IGNORED
     if left:
         raise UserError(f"{source}: unknown keys: {', '.join(sorted(left))}")

@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 
 from . import run_folder, tasks
-from .config import Data, Quant
+from .config import ActivationQuant, Data, Quant, WeightQuant
 from .errors import UserError
 from .models import loading
 from .models.folder import labels_of, task_of
@@ -102,6 +102,8 @@ def stored_quantizers(
     for was, now in zip(make_plan(model, before), make_plan(model, quant)):
         for difference in _differences(was, now):
             return None, [f"quantizers begin anew: {folder} has others ({was.name}: {difference})"]
+    for difference in _differing_keys("attention", before.attention, quant.attention):
+        return None, [f"quantizers begin anew: {folder} has others ({difference})"]
     if before.embedding != quant.embedding:
         return None, [f"quantizers begin anew: {folder} has others (embedding was {before.embedding})"]
     return run_folder.read_quantizers(folder), [f"quantizers go on as they are in {folder}"]
@@ -110,10 +112,16 @@ def stored_quantizers(
 def _differences(was: LayerPlan, now: LayerPlan) -> Iterator[str]:
     """Keys that differ between two plans of one layer, but for learning rates, which are no part of a quantizer's state."""
     for part in ("weight", "activation"):
-        before, here = ({} if getattr(plan, part) is None else asdict(getattr(plan, part)) for plan in (was, now))
-        for key in {**before, **here}:
-            if before.get(key) != here.get(key) and not key.endswith("_lr"):
-                yield f"{part}.{key} was {before.get(key)}, is {here.get(key)}"
+        yield from _differing_keys(part, getattr(was, part), getattr(now, part))
+
+
+def _differing_keys(
+    part: str, was: WeightQuant | ActivationQuant | None, now: WeightQuant | ActivationQuant | None
+) -> Iterator[str]:
+    before, here = ({} if options is None else asdict(options) for options in (was, now))
+    for key in {**before, **here}:
+        if before.get(key) != here.get(key) and not key.endswith("_lr"):
+            yield f"{part}.{key} was {before.get(key)}, is {here.get(key)}"
 
 
 def _first_start(source: str) -> str:

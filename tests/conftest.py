@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from ernie_kqat.home import home
 
 sys.path.insert(0, str(Path(__file__).parent))
+import native_core
 from artifacts import make_artifact
 from running import guarded, server  # noqa: F401  fixtures
 from tiny_ernie import make_tiny_ernie, make_tiny_task
@@ -73,3 +75,12 @@ def tool(monkeypatch, capfd):
         return end.value.code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def core(tmp_path_factory) -> Path:
+    """The native encoder without Paddle, as a library."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        pytest.skip("no C++ compiler here")
+    return native_core.build(tmp_path_factory.mktemp("core"), compiler)

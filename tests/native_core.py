@@ -17,13 +17,19 @@ import numpy as np
 ARRAYS = ("words", "places", "kinds", "integers", "floats", "shifts")
 SETTINGS = ("shape", "exact", "rounding", "epsilon")
 API = Path(__file__).with_name("native_api.cc")
+TILES, DISPATCH = (Path(__file__).with_name(name) for name in ("tiles_in_memory.h", "native_tiles_dispatch.cc"))
 
 
-def build(folder: Path, compiler: str, *flags: str) -> Path:
-    """The library in `folder`, compiled with `flags` on top of the package's own."""
+def build(folder: Path, compiler: str, *flags: str, tiles_in_memory: bool = False) -> Path:
+    """The library in `folder`, compiled with `flags` on top of the package's own; `tiles_in_memory`: with the kernels for AMX
+    on a CPU that has all of it but the tile registers."""
     from ernie_kqat import native
 
     objects = {**native.CORE, "native_api": (str(API), ())}
+    if tiles_in_memory:
+        source, own = objects["amx"]
+        objects["amx"] = (source, ("-include", str(TILES), *own))
+        objects["dispatch"] = (str(DISPATCH), ())
     made = native.compile_objects(compiler, objects, folder, (*native.COMMON, *flags))
     library = folder / "core.so"
     native.run([compiler, "-shared", "-fopenmp", *flags, *map(str, made), "-o", str(library)])

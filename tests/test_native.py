@@ -1,5 +1,6 @@
 """The native operator: the simulation's numbers with every instruction set, shape and thread; absent, the plain program."""
 
+import functools
 import json
 import logging
 import os
@@ -32,12 +33,6 @@ COMPILER = os.environ.get("CXX", "g++")
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler here")
 
 
-@pytest.fixture(scope="module")
-def core(tmp_path_factory):
-    """The encoder without Paddle, as a library."""
-    return native_core.build(tmp_path_factory.mktemp("core"), COMPILER)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def operator(users_home):
     """The operator, from the user's cache where it is built."""
@@ -48,6 +43,19 @@ def operator(users_home):
     native.build()
     if not native.why_not():
         native.load()
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    """Call it for the library under sanitizers, with AMX's tiles in memory or the CPU's own."""
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g")
+
+    @functools.cache
+    def built(tiles_in_memory: bool) -> Path:
+        folder = tmp_path_factory.mktemp("sanitized")
+        return native_core.build(folder, COMPILER, *flags, tiles_in_memory=tiles_in_memory)
+
+    return built
 
 
 needs_fast = pytest.mark.skipif(
@@ -217,17 +225,24 @@ def test_what_it_cannot_compute_is_refused_at_export(tmp_path):
         export_native.contents(model)
 
 
-@pytest.mark.parametrize("sanitizer", ["address,undefined"])
-def test_sanitizers_find_nothing(tmp_path, sanitizer):
-    model = quantized(tmp_path / "m", hidden=60, heads=6, intermediate=100)
-    ids, types = batch_of(random_rows(9, model.config.vocab_size, seed=3))
+BFLOAT16 = {"avx512_vnni", "avx512_bf16"} <= set(Path("/proc/cpuinfo").read_text().split())
+BUILDS = [
+    False,
+    pytest.param(True, marks=pytest.mark.skipif(not BFLOAT16, reason="no AVX-512 with bfloat16 in this CPU")),
+]
+
+
+@pytest.mark.parametrize("attention", [None, {}], ids=["float attention", "integer attention"])
+@pytest.mark.parametrize("tiles_in_memory", BUILDS, ids=["this CPU", "tiles in memory"])
+def test_sanitizers_find_nothing(sanitized, tmp_path, tiles_in_memory, attention):
+    model = quantized(tmp_path / "m", {"attention": attention}, hidden=60, heads=6, intermediate=100)
+    rows = random_rows(7, model.config.vocab_size, seed=3) + [([7] * length, [0] * length) for length in (65, 97)]
+    ids, types = batch_of(rows)
     case = {**case_of(model), "ids": ids, "types": types, "expected": simulated(model, ids, types)}
     np.savez(tmp_path / "case.npz", **case)
-    flags = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g")
-    library = native_core.build(tmp_path, COMPILER, *flags)
     first = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     environment = {**os.environ, "LD_PRELOAD": first.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [sys.executable, native_core.__file__, str(library), str(tmp_path / "case.npz")]
+    command = [sys.executable, native_core.__file__, str(sanitized(tiles_in_memory)), str(tmp_path / "case.npz")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert max(json.loads(done.stdout).values()) < 0.05 * case["expected"].std()

@@ -60,6 +60,7 @@ EMBEDDING = {
         },
     },
 }
+ATTENTION = {"quant": {"attention": {"range": "learned", "range_lr": 1}}}
 
 
 def newest(run):
@@ -142,8 +143,8 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, tiny_ernie, tiny_
 
 @pytest.mark.parametrize(
     "slim",
-    [None, QAT, KURTOSIS, LEARNED, LSQ, SMOOTHED, EMBEDDING],
-    ids=["fp32", "qat", "kurtosis", "learned", "lsq", "smoothed", "embedding"],
+    [None, QAT, KURTOSIS, LEARNED, LSQ, SMOOTHED, EMBEDDING, ATTENTION],
+    ids=["fp32", "qat", "kurtosis", "learned", "lsq", "smoothed", "embedding", "attention"],
 )
 def test_an_interrupted_run_resumes_exactly(tmp_path, tiny_ernie, tiny_task, slim, monkeypatch):
     accumulate = {"accumulate": 2, "epochs": 3}

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..evaluate import accuracy, comparison, cross_entropy, logits_of
 from ..quantizers import numeric
 from ..quantizers.attach import quantized_linears, take_smoothing_in
+from ..quantizers.attention import stop_rounding
 from ..restore import Restored, restore_folder, restore_run
 from ..tasks import only_classification
 from ..tokenizer import load_tokenizer
@@ -42,6 +43,7 @@ class Workbench:
         if split.labels is None:
             raise UserError("the rows have no labels to compare with")
         self.restored, self.split, self.labels = restored, split, split.labels
+        stop_rounding(restored.model)  # Linears are what is measured; all else is in fp32
         self.layers = quantized_linears(restored.model)
         for layer in self.layers.values():
             take_smoothing_in(layer)

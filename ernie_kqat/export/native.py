@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..models.heads import reads_first_token
 from ..quantizers import numeric
 from ..quantizers.attach import FittedLinear, LayerGrid, deployable
+from ..quantizers.attention import AttentionGrid, DeployedAttention
 from .integers import integers_of
 from .program import static_mode
 
@@ -78,12 +79,17 @@ def contents(model: paddle.nn.Layer) -> Contents:
         ],
         *_tables(ernie.embeddings),
     )
+    grids_of_attention = [_attention_grid(layer.self_attn) for layer in layers]
+    if grids_of_attention[0] is not None:
+        found.shape.append(grids_of_attention[0].bits)
     packer.words(found)
     packer.norm(found, ernie.embeddings.layer_norm)
-    for layer in layers:
+    for layer, grid in zip(layers, grids_of_attention):
         attention = layer.self_attn
+        if grid is not None:
+            found.floats.append(np.array([grid.query, grid.key, grid.value], np.float32))
         for name in PROJECTIONS:
-            packer.linear(found, getattr(attention, name), split=name == "q_proj", to_heads=True)
+            packer.linear(found, getattr(attention, name), split=grid is None and name == "q_proj", to_heads=True)
         packer.linear(found, attention.out_proj, from_heads=True)
         packer.norm(found, layer.norm1)
         packer.linear(found, layer.linear1)
@@ -92,6 +98,10 @@ def contents(model: paddle.nn.Layer) -> Contents:
     packer.linear(found, ernie.pooler.dense)
     packer.linear(found, plain.classifier)
     return found
+
+
+def _attention_grid(attention) -> AttentionGrid | None:
+    return attention.grid if isinstance(attention, DeployedAttention) else None
 
 
 def _activation(layers: list) -> int:

@@ -16,8 +16,10 @@ import numpy as np
 import paddle
 from paddle.base import core
 
+from ..errors import UserError
 from ..quantizers import numeric
 from ..quantizers.attach import LayerGrid
+from ..quantizers.attention import QuantizedAttention
 from . import program
 
 BITS, QMAX = 8, numeric.qmax(8)
@@ -29,8 +31,11 @@ QUANTIZE, DEQUANTIZE, MATMUL = "quantize_linear", "dequantize_linear", "matmul_v
 def save(model: paddle.nn.Layer, path: Path, input_spec: list | None = None) -> None:
     """Write the QDQ program of a quantized model to `path`.pdmodel and .pdiparams.
 
-    Raises RuntimeError if it breaks a rule of TensorRT's: an internal error.
+    Raises UserError for attention on integers, whose weights are in units of each query's largest: a TensorRT quantizer has one
+    scale a tensor. Raises RuntimeError if the program breaks a rule of TensorRT's: an internal error.
     """
+    if any(isinstance(layer, QuantizedAttention) for layer in model.sublayers()):
+        raise UserError("Export.target: tensorrt: Slim.quant.attention is for CPUs; quantize without it, or say onednn")
     grids = program.save_quantized(model, path, compile_qdq, input_spec)
     broken = broken_rules(path, len(grids))
     if broken:

@@ -1,4 +1,5 @@
 // From a program's flat arrays to an Encoder, every length checked.
+#include <cmath>
 #include <stdexcept>
 
 #include "encoder.h"
@@ -41,6 +42,15 @@ class Reader {
     return linear;
   }
 
+  // Of integers of `bits` bits, as ernie_kqat/export/native.py's `_rounding`.
+  IntegerAttention attention(int bits, int head_width) {
+    const float* steps = floats(3);
+    const float high = float((1 << (bits - 1)) - 1);
+    for (int i = 0; i < 3; i++) require(steps[i] > 0, "a step of attention is not positive");
+    const auto rounding = [&](float step) { return Rounding{1.0f / step, 0, -high - 1, high, nullptr}; };
+    return {rounding(steps[0]), rounding(steps[1]), rounding(steps[2]), steps[0] * steps[1] / std::sqrt(float(head_width)), steps[2]};
+  }
+
   Norm norm(int width) {
     require(norms_ < c_.epsilon.size(), "the program holds too few LayerNorms");
     Norm norm = {floats(width), floats(width), 0};
@@ -77,7 +87,7 @@ constexpr int MOST = 1 << 20;  // of any width: products of two of them stay far
 }  // namespace
 
 Encoder assemble(const Contents& c) {
-  require(c.shape.size() == 8, "the program's shape has not 8 numbers");
+  require(c.shape.size() == 8 || c.shape.size() == 9, "the program's shape has neither 8 numbers nor 9");
   require(c.rounding.size() == 4 * c.exact.size(), "the program has not 4 rounding numbers for each Linear");
   Encoder e = {};
   int layers = 0, activation = 0, pad_token = 0;
@@ -86,6 +96,9 @@ Encoder assemble(const Contents& c) {
     *numbers[i] = c.shape[i];
     require(c.shape[i] >= (i >= 6 ? 0 : 1) && c.shape[i] <= (i == 7 ? INT32_MAX : MOST), "a number of the program's shape is out of range");
   }
+  const int bits = c.shape.size() == 9 ? c.shape[8] : 8;
+  require(bits >= 2 && bits <= 8, "the program's attention has not 2 to 8 bits");
+  e.integer_attention = c.shape.size() == 9;
   require(activation == 1 || activation == 2, "the program's activation is neither GELU nor ReLU");
   require(int64_t(e.heads) * e.head_width <= MOST, "the program's attention is too wide");
   require(c.word_rows > 0 && c.place_rows > 0 && c.kind_rows > 0 && c.word_rows <= INT32_MAX && c.place_rows <= INT32_MAX &&
@@ -107,7 +120,8 @@ Encoder assemble(const Contents& c) {
   if (e.word_integers) e.word_steps = reader.floats(e.vocabulary);
   e.embedded = reader.norm(hidden);
   for (int l = 0; l < layers; l++) {
-    Layer layer;
+    Layer layer = {};
+    if (e.integer_attention) layer.attention = reader.attention(bits, e.head_width);
     layer.query = reader.linear(hidden, attention);
     layer.key = reader.linear(hidden, attention);
     layer.value = reader.linear(hidden, attention);

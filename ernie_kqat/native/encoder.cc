@@ -58,6 +58,7 @@ class Buffer {
 struct Scratch {
   Buffer<float> rows, first_rows, query, key, value, context, inner, pooled, logits, attention;
   Buffer<uint8_t> bytes, first_bytes, context_bytes, inner_bytes, pooled_bytes;
+  Buffer<uint8_t> query_bytes, key_bytes, value_bytes, integer_attention;
 };
 
 // One block through the encoder, done by a team of threads that each make one of these over the same scratch.
@@ -79,11 +80,17 @@ class Pass {
     s_.pooled.get(firsts * hidden_);
     s_.pooled_bytes.get(firsts * hidden_);
     s_.logits.get(firsts * padded(e_.classes, WIDTH));
-    for (Buffer<float>* buffer : {&s_.query, &s_.key, &s_.value, &s_.context}) buffer->get(wide * attention_);
+    s_.context.get(wide * attention_);
+    if (e_.integer_attention) {
+      for (Buffer<uint8_t>* buffer : {&s_.query_bytes, &s_.key_bytes, &s_.value_bytes}) buffer->get(wide * attention_);
+      s_.integer_attention.get(part_.parts * share_of_bytes());
+    } else {
+      for (Buffer<float>* buffer : {&s_.query, &s_.key, &s_.value}) buffer->get(wide * attention_);
+      s_.attention.get(int64_t(part_.parts) * attention_scratch(longest(), head_));
+    }
     s_.context_bytes.get(wide * attention_);
     s_.inner.get(wide * intermediate_);
     s_.inner_bytes.get(wide * intermediate_);
-    s_.attention.get(int64_t(part_.parts) * attention_scratch(longest(), head_));
   }
 
   void run(float* logits) {
@@ -101,6 +108,9 @@ class Pass {
     for (const Sentence& one : block_.sentences) most = std::max(most, one.count);
     return most;
   }
+
+  // Of the scratch of attention on integers, a thread's.
+  int64_t share_of_bytes() const { return integer_attention_scratch(longest(), head_); }
 
   void wait() const {
     if (part_.parts > 1) {
@@ -185,6 +195,16 @@ class Pass {
     return sink;
   }
 
+  // Queries, keys or values: bytes where attention is on integers.
+  Sink to_attention(const Rounding& rounding, Buffer<uint8_t>& bytes, Buffer<float>& reals) const {
+    Sink sink = store(reals.get(0), attention_);
+    if (e_.integer_attention) {
+      sink.bytes = bytes.get(0);
+      sink.rounding = rounding;
+    }
+    return sink;
+  }
+
   // Calls work(first sentence, last sentence, first row, rows) for groups of whole sentences.
   template <class Work>
   void groups(Work work) const {
@@ -200,7 +220,7 @@ class Pass {
     groups([&](size_t first, size_t last, int row, int rows) {
       float* residual = s_.rows.get(0) + int64_t(row) * hidden_;
       uint8_t* bytes = s_.bytes.get(0) + int64_t(row) * hidden_;
-      product(layer.query, bytes, residual, rows, store(s_.query.get(0), attention_));
+      product(layer.query, bytes, residual, rows, to_attention(layer.attention.query, s_.query_bytes, s_.query));
       keys_and_values(layer, residual, bytes, rows);
       attend(layer, first, last, row, false);
       feed(layer, residual, bytes, rows, next);
@@ -218,7 +238,7 @@ class Pass {
       std::memcpy(bytes + int64_t(i) * hidden_, s_.bytes.get(0) + row * hidden_, hidden_);
     }
     wait();
-    product(layer.query, bytes, firsts, count, store(s_.query.get(0), attention_));
+    product(layer.query, bytes, firsts, count, to_attention(layer.attention.query, s_.query_bytes, s_.query));
     groups([&](size_t first, size_t last, int row, int rows) {
       keys_and_values(layer, s_.rows.get(0) + int64_t(row) * hidden_, s_.bytes.get(0) + int64_t(row) * hidden_, rows);
       attend(layer, first, last, row, true);
@@ -228,24 +248,31 @@ class Pass {
 
   void keys_and_values(const Layer& layer, const float* rows, uint8_t* bytes, int count) {
     prepare(rows, count, layer.query, layer.key, bytes);
-    product(layer.key, bytes, rows, count, store(s_.key.get(0), attention_));
+    product(layer.key, bytes, rows, count, to_attention(layer.attention.key, s_.key_bytes, s_.key));
     prepare(rows, count, layer.key.integers ? layer.key : layer.query, layer.value, bytes);
-    product(layer.value, bytes, rows, count, store(s_.value.get(0), attention_));
+    product(layer.value, bytes, rows, count, to_attention(layer.attention.value, s_.value_bytes, s_.value));
     wait();
   }
 
   // The attention of sentences [first, last) to the input of layer.out; queries, keys and values begin at row `row`.
   void attend(const Layer& layer, size_t first, size_t last, int row, bool only_first) {
-    float* scratch = s_.attention.get(0) + int64_t(part_.part) * attention_scratch(longest(), head_);
     const int heads = int(last - first) * e_.heads;
     for (int i = from(heads); i < to(heads); i++) {
       const size_t sentence = first + i / e_.heads;
       const Sentence& one = block_.sentences[sentence];
       const int64_t column = int64_t(i % e_.heads) * head_, at = int64_t(one.first - row) * attention_ + column;
       const int64_t query = only_first ? int64_t(sentence) * attention_ + column : at;
-      Head head = {s_.query.get(0) + query, s_.key.get(0) + at, s_.value.get(0) + at, attention_,
-                   only_first ? 1 : one.count, one.count, head_, one.skip_first};
-      k_.attend(head, scratch, input_of(layer.out, s_.context_bytes.get(0) + query, s_.context.get(0) + query, Activation::none));
+      const int queries = only_first ? 1 : one.count;
+      const Sink sink = input_of(layer.out, s_.context_bytes.get(0) + query, s_.context.get(0) + query, Activation::none);
+      if (e_.integer_attention) {
+        const IntegerHead head = {s_.query_bytes.get(0) + query, s_.key_bytes.get(0) + at, s_.value_bytes.get(0) + at, attention_,
+                                  queries, one.count, head_, one.skip_first, layer.attention.score_step, layer.attention.value_step};
+        k_.attend_integers(head, s_.integer_attention.get(0) + part_.part * share_of_bytes(), sink);
+      } else {
+        const Head head = {s_.query.get(0) + query, s_.key.get(0) + at, s_.value.get(0) + at, attention_,
+                           queries, one.count, head_, one.skip_first};
+        k_.attend(head, s_.attention.get(0) + int64_t(part_.part) * attention_scratch(longest(), head_), sink);
+      }
     }
     wait();
   }

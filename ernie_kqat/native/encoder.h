@@ -41,7 +41,14 @@ struct Norm {
   float epsilon;
 };
 
+// Attention on integers: how queries, keys and values are rounded, and the real value of 1 of a score, and of a value.
+struct IntegerAttention {
+  Rounding query, key, value;
+  float score_step, value_step;
+};
+
 struct Layer {
+  IntegerAttention attention;  // where the encoder's is on integers
   Linear query, key, value, out, up, down;
   Norm after_attention, after_feed_forward;
 };
@@ -53,6 +60,7 @@ struct Encoder {
   int vocabulary, positions, types;
   int64_t pad_token;
   Activation activation;
+  bool integer_attention;
   const float *words, *places, *kinds;  // embeddings [vocabulary, hidden], [positions, hidden], [types, hidden]
   const int8_t* word_integers;          // words in place of `words`: integers x the step of a row
   const float* word_steps;              // [vocabulary]
@@ -66,7 +74,9 @@ enum class Exact { no, yes, smoothed, smoothed_alike };
 
 // What a program holds: every number of the model, in the order in which `assemble` reads it (ernie_kqat/export/native.py).
 struct Contents {
-  std::vector<int> shape;       // hidden, heads, head_width, intermediate, classes, layers, activation, pad_token
+  // hidden, heads, head_width, intermediate, classes, layers, activation, pad_token, and where attention is on integers, their
+  // bits; `floats` then has the steps of queries, keys and values before a layer's Linears
+  std::vector<int> shape;
   std::vector<int> exact;       // of each Linear, query, key, value, out, up, down of a layer, ...: a value of Exact
   std::vector<float> rounding;  // 4 for each Linear
   std::vector<float> epsilon;   // 1 for each Norm

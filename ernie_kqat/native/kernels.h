@@ -29,6 +29,14 @@ struct Head {
   bool skip_first;                   // the first key is masked
 };
 
+// The same, as bytes (integers + 128); the real value of 1 of a score, and of a value.
+struct IntegerHead {
+  const uint8_t *query, *key, *value;
+  int stride, queries, keys, width;
+  bool skip_first;
+  float score_step, value_step;
+};
+
 struct Kernels {
   const char* name;
   void (*begin)();  // before the first and after the last product of a thread
@@ -40,12 +48,20 @@ struct Kernels {
   void (*normalize)(float* row, int hidden, const Norm& norm);
   // sink = softmax(query . key) . value; `scratch` holds attention_scratch(keys, width) floats.
   void (*attend)(const Head& head, float* scratch, const Sink& sink);
+  // The same on integers; `scratch` holds integer_attention_scratch(keys, width) bytes on a cache line.
+  void (*attend_integers)(const IntegerHead& head, uint8_t* scratch, const Sink& sink);
 };
 
 // Keys, and scores of 8 rows, in float; or, of keys and values and of 16 rows of scores, what bfloat16 takes of them (amx.h), with
 // the scores, their queries and sums.
 constexpr int attention_scratch(int keys, int width) {
   return (3 * padded(width, 2 * LANES) + 3 * LANES) * padded(keys, 2 * LANES) + 3 * LANES * padded(width, 2 * LANES);
+}
+
+// Panels of keys and of values, what the former add to scores, and of ROWS queries the bytes, scores and weights.
+constexpr int64_t integer_attention_scratch(int keys, int width) {
+  const int64_t columns = padded(keys, WIDTH), deep = padded(width, WIDTH);
+  return columns * (2 * deep + 4) + ROWS * (deep + 4 * columns + columns);
 }
 
 const Kernels& portable_kernels();

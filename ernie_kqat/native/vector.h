@@ -37,17 +37,23 @@ INLINE Floats all(float value) { return Floats{} + value; }
 INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE float sum(Floats a) { return _mm512_reduce_add_ps((__m512)a); }
+INLINE int32_t sum(Ints a) { return _mm512_reduce_add_epi32((__m512i)a); }
+INLINE Ints larger(Ints a, Ints b) { return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+INLINE int32_t largest(Ints a) { return _mm512_reduce_max_epi32((__m512i)a); }
 INLINE float largest(Floats a) { return _mm512_reduce_max_ps((__m512)a); }
 #else
 INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-INLINE float sum(Floats a) {
-  float total = 0;
-  for (int lane = 0; lane < LANES; lane++) total += a[lane];
+INLINE Ints larger(Ints a, Ints b) { return a > b ? a : b; }
+template <class V>
+INLINE auto sum(V a) {
+  auto total = a[0];
+  for (int lane = 1; lane < LANES; lane++) total += a[lane];
   return total;
 }
-INLINE float largest(Floats a) {
-  float most = a[0];
+template <class V>
+INLINE auto largest(V a) {
+  auto most = a[0];
   for (int lane = 1; lane < LANES; lane++) most = a[lane] > most ? a[lane] : most;
   return most;
 }
@@ -62,10 +68,8 @@ struct Roundings {
   const Floats inverse_step, offset, low, high;
 };
 
-// The bytes q + 128 of 16 values.
-INLINE Bytes quantized(Floats x, const Roundings& rounding) {
-  Floats q = smaller(larger((x - rounding.offset) * rounding.inverse_step, rounding.low), rounding.high);
-  Floats shifted = q + all(ROUND + 128.0f);
+// The integers of x + ROUND, 0..255.
+INLINE Bytes low_bytes(Floats shifted) {
   Ints bits;
   std::memcpy(&bits, &shifted, sizeof bits);
 #if defined(__AVX512F__)
@@ -73,6 +77,12 @@ INLINE Bytes quantized(Floats x, const Roundings& rounding) {
 #else
   return __builtin_convertvector(bits & 255, Bytes);
 #endif
+}
+
+// The bytes q + 128 of 16 values.
+INLINE Bytes quantized(Floats x, const Roundings& rounding) {
+  Floats q = smaller(larger((x - rounding.offset) * rounding.inverse_step, rounding.low), rounding.high);
+  return low_bytes(q + all(ROUND + 128.0f));
 }
 
 // To the nearest bfloat16 number, ties to even.
@@ -104,6 +114,19 @@ INLINE Floats exponential(Floats x) {
   bits += exponent << 23;  // the bits of ROUND itself are shifted out
   std::memcpy(&power, &bits, sizeof power);
   return power;
+}
+
+// 2^x to 2e-7 relative, for x <= 0; x below -126 counts as -126.
+INLINE Floats power_of_two(Floats x) {
+  x = larger(x, all(-126.0f));
+  const Floats shifted = x + ROUND, rest = x - (shifted - ROUND);
+  Floats power = all(1.327647129e-3f);
+  power = power * rest + 9.675540961e-3f;
+  power = power * rest + 5.550713092e-2f;
+  power = power * rest + 2.402212024e-1f;
+  power = power * rest + 6.931469440e-1f;
+  power = power * rest + 1.0f;
+  return (Floats)((Ints)power + ((Ints)shifted << 23));
 }
 
 // x Phi(x) to 8e-7: Phi(x) = 1/2 + x P(x^2), P fitted to its Chebyshev points where |x| <= 5.25, constant beyond.

@@ -19,6 +19,7 @@ from ..errors import UserError
 from . import numeric
 from .kernels import learned_step_slopes, on_grid
 
+NO_QUANTIZERS = ("numeric", "kernels", "attach", "attention", "embedding")  # files of this folder that define none
 Kind = TypeVar("Kind", bound="Quantizer")
 
 
@@ -172,9 +173,7 @@ def check_bits(options: Any, key: str, name: str) -> None:
 
 def names() -> list[str]:
     """The quantizers there are: files of this folder that define one."""
-    return [
-        m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("numeric", "kernels", "attach", "embedding")
-    ]
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NO_QUANTIZERS]
 
 
 def find(name: str, kind: type[Kind]) -> type[Kind]:

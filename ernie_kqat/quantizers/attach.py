@@ -17,6 +17,7 @@ from paddle.nn.quant.quant_layers import QuantizedLinear
 from .. import config, rules, strict
 from ..errors import UserError
 from . import ActivationQuantizer, WeightQuantizer, check_bits, find
+from .attention import DeployedAttention, QuantizedAttention, stop_rounding
 from .embedding import QuantizedEmbedding
 
 KEY = "Slim.quant.layers"
@@ -162,6 +163,7 @@ def fp32_copy(model: paddle.nn.Layer) -> paddle.nn.Layer:
     plain = copy.deepcopy(model)
     for layer in quantized_linears(plain).values():
         layer._fake_quant_weight, layer._fake_quant_input = paddle.nn.Identity(), paddle.nn.Identity()
+    stop_rounding(plain)
     plain.eval()
     return plain
 
@@ -242,6 +244,8 @@ def deployable(model: paddle.nn.Layer) -> tuple[paddle.nn.Layer, dict[str, Layer
     for name, layer in dict(plain.named_sublayers()).items():
         if isinstance(layer, QuantizedEmbedding):
             _replace(plain, name, layer.deployed())
+        elif isinstance(layer, QuantizedAttention):
+            _replace(plain, name, DeployedAttention(layer))
     plain.eval()
     return plain, grids
 

@@ -21,6 +21,7 @@ from ...config import ActivationQuant
 from ...errors import UserError
 from ...quantizers import PassThrough
 from ...quantizers.attach import quantized_linears
+from ...quantizers.attention import QuantizedAttention, SelfAttention
 from ...quantizers.minmax import MovingAverageActivation
 from ...strict import number, option
 from .. import Method
@@ -82,25 +83,15 @@ class IntegerLayerNorm(OnIntegers):
         return _in_place_of(exact, value.astype(np.float32))
 
 
-class AttentionWith(paddle.nn.Layer):
-    """Paddle's self-attention with `softmax(scores, mask)` in place of its own; it keeps the projections."""
+class AttentionWith(SelfAttention):
+    """Paddle's self-attention with `softmax(scores, mask)` in place of its own."""
 
     def __init__(self, attention: paddle.nn.MultiHeadAttention, softmax: Callable):
-        super().__init__()
-        self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
-        self.out_proj = attention.out_proj
-        self.heads, self.width, self.dropout = attention.num_heads, attention.head_dim, attention.dropout
+        super().__init__(attention)
         self.softmax = softmax
 
-    def forward(self, query, key, value, attn_mask=None, cache=None):
-        q = self._by_head(self.q_proj(query)) * self.width**-0.5
-        k, v = self._by_head(self.k_proj(key)), self._by_head(self.v_proj(value))
-        weights = self.softmax(paddle.matmul(q, k, transpose_y=True), attn_mask)
-        weights = F.dropout(weights, self.dropout, training=self.training)
-        return self.out_proj(paddle.matmul(weights, v).transpose([0, 2, 1, 3]).flatten(2))
-
-    def _by_head(self, x):
-        return x.reshape([0, 0, self.heads, self.width]).transpose([0, 2, 1, 3])
+    def weigh(self, scores, mask):
+        return self.softmax(scores, mask)
 
 
 @dataclass
@@ -123,6 +114,8 @@ class IBERT(Method):
         for layer in model.ernie.encoder.layers:
             if self.gelu:
                 layer.activation = IntegerGELU(self.bits)
+            if self.softmax and isinstance(layer.self_attn, QuantizedAttention):
+                raise UserError(f"{KEY}.softmax: Slim.quant.attention rounds its weights already; say softmax: false")
             if self.softmax:
                 layer.self_attn = AttentionWith(layer.self_attn, IntegerSoftmax(self.bits, self.softmax_bits))
         if self.layernorm:
