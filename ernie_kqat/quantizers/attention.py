@@ -19,7 +19,8 @@ import paddle.nn.functional as F
 
 from .. import config
 from ..errors import UserError
-from . import ROUND, ActivationQuantizer, PassThrough, find, numeric
+from . import ActivationQuantizer, PassThrough, find, numeric
+from .kernels import ROUND
 
 KEY = "Slim.quant.attention"
 LARGEST = 255  # of the integers of softmax weights
