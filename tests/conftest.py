@@ -15,6 +15,7 @@ import ernie_kqat  # noqa: F401, I001
 import paddle
 import pytest
 
+from ernie_kqat import native
 from ernie_kqat.home import home
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -84,3 +85,13 @@ def core(tmp_path_factory) -> Path:
     if shutil.which(compiler) is None:
         pytest.skip("no C++ compiler here")
     return native_core.build(tmp_path_factory.mktemp("core"), compiler)
+
+
+@pytest.fixture(scope="session")
+def native_library(users_home) -> Path:
+    """The native library, from the user's cache where it is built; made once: a loaded library must not be written over."""
+    theirs = users_home / "native" / native.library().parent.name / native.LIBRARY
+    if theirs.is_file():
+        native.library().parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(theirs, native.library())
+    return native.build()

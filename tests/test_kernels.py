@@ -14,14 +14,9 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ comp
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library(users_home):
-    """The operators, from the user's cache where they are built."""
-    theirs = users_home / "native" / native.library().parent.name / native.LIBRARY
-    if theirs.is_file():
-        native.library().parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(theirs, native.library())
-    native.build()
+def library(native_library):
     assert native.known()
+    kernels.built.cache_clear()
 
 
 def both(monkeypatch, function, *arguments):

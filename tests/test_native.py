@@ -34,13 +34,7 @@ pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ c
 
 
 @pytest.fixture(scope="module", autouse=True)
-def operator(users_home):
-    """The operator, from the user's cache where it is built."""
-    theirs = users_home / "native" / native.library().parent.name / native.LIBRARY
-    if theirs.is_file():
-        native.library().parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(theirs, native.library())
-    native.build()
+def operator(native_library):
     if not native.why_not():
         native.load()
 
