@@ -21,7 +21,7 @@ from ernie_kqat.trainer import Trainer
 LSQ = {"weight": {"quantizer": "lsq", "bits": 4}, "activation": {"quantizer": "lsq", "calibration_batches": 1}}
 MINMAX = {"weight": {"bits": 4, "range": "mse"}, "activation": {"range": "mse", "calibration_batches": 1}}
 CAP = {"targets": {"cap": 2.5}, "apply": "decoupled"}
-FP32 = "fp32"
+FP32, STATIC = "fp32", "fp32, to_static"
 
 
 def sections(teacher: str) -> dict[str, dict]:
@@ -33,6 +33,7 @@ def sections(teacher: str) -> dict[str, dict]:
 
     return {
         FP32: {},
+        STATIC: {},
         "min-max": {"quant": MINMAX},
         "min-max, absmax": {"quant": {"weight": {"bits": 8}, "activation": {"calibration_batches": 1}}},
         "LSQ": {"quant": LSQ},
@@ -59,6 +60,8 @@ def main() -> int:
         if name == FP32 or not arguments.methods or name in arguments.methods
     }
     trainers = {name: made(section, arguments) for name, section in wanted.items()}
+    if STATIC in trainers:
+        trainers[STATIC].model = paddle.jit.to_static(trainers[STATIC].model)
     wall: dict[str, list[float]] = {name: [] for name in trainers}
     busy: dict[str, list[float]] = {name: [] for name in trainers}
     steps = [list(itertools.islice(one._remaining_steps(), arguments.repeats + 2)) for one in trainers.values()]
