@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ernie_kqat.models.loading import load_classifier, save_classifier
 from ernie_kqat.narrow import narrow_folder
 from ernie_kqat.serving.client import connect
 
+SHARED = Path(__file__).resolve().parents[2] / "shared"
 FAMILIES = {
     "regression": (make_regression, {"label": "score"}, ["score"]),
     "multilabel": (make_multilabel, {}, ["actor", "film", "movie"]),
@@ -162,3 +164,24 @@ def test_berts_heads_are_converted(tmp_path, architecture, head, task, outputs):
     model = load_classifier(str(tmp_path / "ernie"), outputs, task=task)
     assert not model.new_head
     np.testing.assert_array_equal(model.classifier.weight.numpy(), own.T)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "metric", "length"), [("MRPC", "f1", 128), ("RTE", "accuracy", 128), ("ChnSentiCorp", "macro_f1", 64)]
+)
+def test_real_pairs_and_reviews_are_trained_exported_verified_and_predicted(tmp_path, name, metric, length):
+    model, data = SHARED / "models/minilm-l6-sst2-fp32", SHARED / "data" / name
+    if not (model.is_dir() and data.is_dir()):
+        pytest.skip("no real data here")
+    brief = {"epochs": 1, "max_steps": 60, "batch_size": 32, "learning_rate": 1e-4, "eval_steps": 60, "metric": metric}
+    keys = {"max_length": length, "dev_rows": 400}
+    made = make(tmp_path, model, data, "classification", Data=keys, Train=brief, Model={"dropout": 0.0})
+    found = made.manifest["verification"]
+    assert found["agreement"] >= 0.995
+    assert found["scores"]["deployed"][metric] == pytest.approx(made.summary["best_scores"][metric], abs=0.02)
+    predictor = Predictor(made.artifact)
+    texts = [line.split("\t") for line in (data / "dev.tsv").read_text(encoding="utf-8-sig").splitlines()[1:9]]
+    columns = {"MRPC": (3, 4), "RTE": (1, 2), "ChnSentiCorp": (0,)}[name]
+    answers = predictor.predict(*[[row[column] for row in texts] for column in columns])
+    assert all(answer.label in predictor.labels for answer in answers)
