@@ -18,7 +18,7 @@ constexpr int DEPTH = WIDTH;  // of a step of a sum, and so what its rows are pa
 constexpr int DEPTH = 4;
 #endif
 
-// The numbers of a byte of 16 lanes x 4, less 128; lanes from `count` on are 0.
+// 16 x 4 bytes less 128, signed; those of lanes from `count` on are 0.
 INLINE Ints signed_quads(const uint8_t* bytes, int count) {
 #if defined(__AVX512F__)
   const __m512i middle = _mm512_set1_epi8(-128);
