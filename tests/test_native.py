@@ -94,7 +94,6 @@ def close(found, expected, spread=None):
 SHAPES = {
     "plain": {},
     "relu, three labels, one layer": {"hidden_act": "relu", "num_labels": 3, "layers": 1},
-    "one number": {"num_labels": 1},
     "task type": {"use_task_id": True, "task_id": 1},
     "odd head width, odd hidden": {"hidden": 60, "heads": 6, "intermediate": 100},
     "wide heads": {"hidden": 144, "heads": 3, "intermediate": 320, "layers": 3},
@@ -123,6 +122,16 @@ def test_every_instruction_set_computes_the_simulation(core, tmp_path, name):
     if "amx" in encoder.isas:
         short = ids[:, :63], types[:, :63]  # longer inputs' attention is as exact, but not the same to the last bit
         np.testing.assert_array_equal(encoder.logits(*short, "amx"), encoder.logits(*short, "avx512"))
+
+
+def test_one_output_as_a_regression_has(core, tmp_path):
+    model = quantized(tmp_path / "m", num_labels=1)
+    encoder = Core(core, case_of(model))
+    ids, types = batch_of(random_rows(40, model.config.vocab_size, seed=2))
+    expected = simulated(model, ids, types)
+    assert expected.shape == (40, 1)
+    for isa in encoder.isas:
+        assert close(encoder.logits(ids, types, isa), expected), isa
 
 
 @pytest.mark.parametrize("shape", ["plain", "odd head width, odd hidden", "wide heads"])
