@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+BETWEEN = "amx against avx512"
 ARRAYS = ("words", "places", "kinds", "integers", "floats", "shifts")
 SETTINGS = ("shape", "exact", "rounding", "epsilon")
 API = Path(__file__).with_name("native_api.cc")
@@ -85,12 +86,16 @@ def main(library: str, path: str) -> None:
         case = dict(file)
     core = Core(Path(library), case)
     found = {}
-    for isa in core.isas:
-        for threads in (1, 3):
-            for size in (1, 5, len(case["ids"])):
-                parts = [slice(start, start + size) for start in range(0, len(case["ids"]), size)]
-                logits = np.concatenate([core.logits(case["ids"][p], case["types"][p], isa, threads) for p in parts])
-                found[f"{isa} {threads} {size}"] = float(np.abs(logits - case["expected"]).max())
+    for threads in (1, 3):
+        for size in (1, 5, len(case["ids"])):
+            parts = [slice(start, start + size) for start in range(0, len(case["ids"]), size)]
+            logits = {}
+            for isa in core.isas:
+                all_parts = [core.logits(case["ids"][p], case["types"][p], isa, threads) for p in parts]
+                logits[isa] = np.concatenate(all_parts)
+                found[f"{isa} {threads} {size}"] = float(np.abs(logits[isa] - case["expected"]).max())
+            if "amx" in logits:
+                found[f"{BETWEEN} {threads} {size}"] = float(np.abs(logits["amx"] - logits["avx512"]).max())
     print(json.dumps(found))
 
 
