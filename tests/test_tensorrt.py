@@ -16,7 +16,7 @@ from asking import ask
 from running import serve
 from test_program import OneLinear, calibrated, ernie
 
-from ernie_kqat import KurtosisQAT, Predictor, UserError, artifact, config, tensorrt
+from ernie_kqat import KurtosisQAT, Predictor, UserError, artifact, config, tasks, tensorrt
 from ernie_kqat.export import program, qdq
 from ernie_kqat.export.exporter import write_unverified
 from ernie_kqat.models.loading import load_classifier
@@ -412,7 +412,9 @@ def test_the_export_is_verified_and_says_how(exported):
 def test_what_tensorrt_cannot_be_the_target_of_is_refused(tmp_path, quant, engine, message):
     export = config.Export(engine=engine, target="tensorrt")
     with pytest.raises(UserError, match=message):
-        write_unverified(SimpleNamespace(quant=quant), None, None, tmp_path / "a", export)
+        write_unverified(
+            SimpleNamespace(quant=quant, task=tasks.find("classification")()), None, None, tmp_path / "a", export
+        )
     assert not (tmp_path / "a").exists()
 
 
