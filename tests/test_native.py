@@ -1,5 +1,6 @@
 """The native operator: the simulation's numbers with every instruction set, shape and thread; absent, the plain program."""
 
+import ctypes
 import functools
 import json
 import logging
@@ -288,6 +289,32 @@ def test_many_threads_answer_as_one(both):
         for _ in range(3):
             for found, wanted in zip(pool.map(model.logits, work), expected):
                 assert np.array_equal(found, wanted)
+
+
+@needs_fast
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc older than 2.33")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_memory_does_not_grow_with_calls(both, threads):
+    model, rows = Predictor(both, threads=threads), random_rows(4, 20)
+    for _ in range(1000):
+        model.logits(rows)
+    before = allocated_bytes()
+    for _ in range(1000):
+        model.logits(rows)
+    assert allocated_bytes() - before < 1000 * 64  # a block of OpenMP's that nothing frees is 128 bytes or more
+
+
+class MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks".split()]
+    _fields_ += [("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t)]
+
+
+def allocated_bytes() -> int:
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = MallInfo
+    return mallinfo2().uordblks
 
 
 @needs_fast

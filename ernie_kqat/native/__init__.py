@@ -160,6 +160,7 @@ def _paddle_flags() -> tuple[str, ...]:
 def _link_flags() -> Iterator[str]:
     paddle = _paddle()
     yield from (f"-L{paddle / 'base'}", f"-Wl,-rpath,{paddle / 'base'}", "-l:libpaddle.so")
+    yield "-Wl,-z,defs"  # an OpenMP function that Paddle's does not have must not come from another library in the process
     # The OpenMP that Paddle uses: it is this one's number of threads that Paddle sets for a predictor.
     if (paddle / "libs/libiomp5.so").is_file():
         yield from (f"-L{paddle / 'libs'}", f"-Wl,-rpath,{paddle / 'libs'}", "-l:libiomp5.so")

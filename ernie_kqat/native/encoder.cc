@@ -5,10 +5,12 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 
 #include "kernels.h"
@@ -18,6 +20,7 @@ namespace {
 
 constexpr int BLOCK_TOKENS = 1024;  // through all layers at once: the weights come from memory once for as many
 constexpr int GROUP_TOKENS = 192;   // through one layer at once: its activations stay in the second cache
+constexpr int BLOCKS_A_THREAD = 2;
 
 struct Sentence {
   int first, count;  // rows of its block
@@ -329,12 +332,24 @@ void add_sentence(const Encoder& encoder, const int64_t* ids, const int64_t* typ
   block.sentences.push_back({first, block.rows() - first, !all && ids[0] == encoder.pad_token, index});
 }
 
+// As add_sentence would take.
+int64_t real_tokens(const int64_t* ids, int tokens, int64_t pad_token) {
+  const int64_t padding = std::count(ids, ids + tokens, pad_token);
+  return padding == tokens ? tokens : tokens - padding;
+}
+
+// Enough blocks for each of several threads to take some, as long as a block is worth the weights that it reads.
 std::vector<Block> blocks_of(const Encoder& encoder, const int64_t* ids, const int64_t* types, int batch, int tokens, int threads) {
-  const int64_t share = (int64_t(batch) * tokens + threads - 1) / threads;
-  const int limit = int(std::min<int64_t>(BLOCK_TOKENS, batch >= threads ? share : BLOCK_TOKENS));
+  std::vector<int64_t> lengths(batch);
+  for (int row = 0; row < batch; row++) lengths[row] = real_tokens(ids + int64_t(row) * tokens, tokens, encoder.pad_token);
+  int64_t limit = BLOCK_TOKENS;
+  if (threads > 1 && batch >= threads) {
+    const int64_t share = (std::accumulate(lengths.begin(), lengths.end(), int64_t{0}) + threads - 1) / threads;
+    limit = std::min(limit, std::max(share / BLOCKS_A_THREAD, std::min<int64_t>(share, GROUP_TOKENS)));
+  }
   std::vector<Block> blocks;
   for (int row = 0; row < batch; row++) {
-    if (blocks.empty() || blocks.back().rows() + tokens > limit) blocks.emplace_back();
+    if (blocks.empty() || blocks.back().rows() + lengths[row] > limit) blocks.emplace_back();
     add_sentence(encoder, ids + int64_t(row) * tokens, types + int64_t(row) * tokens, tokens, row, blocks.back());
   }
   return blocks;
@@ -345,11 +360,13 @@ Scratch& own_scratch() {
   return scratch;
 }
 
-// Each thread takes a block after another.
+// Each thread takes a block after another. A counter, not `omp for schedule(dynamic)`: of the two OpenMP libraries in the
+// process, g++'s loop would reach the one that did not start these threads, which lets each of them do all the blocks.
 void run_apart(const Encoder& encoder, const Kernels& kernels, const std::vector<Block>& blocks, int threads, float* logits) {
   std::exception_ptr failed;
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-  for (size_t i = 0; i < blocks.size(); i++) {
+  std::atomic<size_t> next{0};
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  for (size_t i = next++; i < blocks.size(); i = next++) {
     try {
       Pass pass(encoder, kernels, blocks[i], own_scratch(), {0, 1});
       pass.reserve();
