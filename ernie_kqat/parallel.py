@@ -40,11 +40,11 @@ def begin() -> None:
         paddle.distributed.init_parallel_env()
 
 
-def share_of(rows: np.ndarray) -> tuple[np.ndarray, float]:
-    """This process's rows of a batch, and their share of it. One that is left without a row computes one that counts nothing: all
-    must take part in every exchange."""
+def share_of(rows: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, int]:
+    """This process's rows of a batch, and how many of the `targets` [rows of the split] are theirs. A process that is left
+    without a row computes one that counts nothing: all must take part in every exchange."""
     own = rows[rank() :: size()]
-    return (own, len(own) / len(rows)) if len(own) else (rows[:1], 0.0)
+    return (own, int(targets[own].sum())) if len(own) else (rows[:1], 0)
 
 
 def add_up(values: np.ndarray) -> np.ndarray:

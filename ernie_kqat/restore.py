@@ -55,8 +55,9 @@ class Restored:
 def restore_run(run: str | Path, fp32: str | None = None) -> Restored:
     """The best model of a run, with its quantizers.
 
-    Its fp32 reference is `fp32`, or else the model it was trained from if that had a classifier for these labels (the first
-    one, where a run began from a quantized run's best model), or else its own weights without quantizers.
+    Its fp32 reference is `fp32`, or else the model it was trained from if that had a classifier for these labels and, where
+    the run that made it is around it, for the same data (the first one, where a run began from a quantized run's best model),
+    or else its own weights without quantizers.
     """
     settings = run_folder.read_settings(run)
     best = Path(run, run_folder.BEST)
@@ -71,7 +72,7 @@ def restore_run(run: str | Path, fp32: str | None = None) -> Restored:
         load_quantizer_buffers(restored.model, run_folder.read_quantizers(best))
     if fp32 is None:
         start = _first_start(settings.Model.name_or_path)
-        fp32 = start if _is_classifier(Path(start), restored) else str(best)
+        fp32 = start if _is_classifier(Path(start), restored) and _same_data(Path(start), settings.Data) else str(best)
     return replace(restored, fp32=fp32)
 
 
@@ -141,3 +142,12 @@ def _is_classifier(folder: Path, restored: Restored) -> bool:
     if not folder.is_dir() or task_of(folder) != task or labels_of(folder) != labels:
         return False
     return not loading.load_classifier(str(folder), len(labels), task=task).new_head
+
+
+def _same_data(folder: Path, data: Data) -> bool:
+    """Whether the run around a model folder, if any, was on the same data; labels alone (0 and 1, say) may be of another."""
+    return not run_folder.is_run(folder.parent) or _place(run_folder.read_settings(folder.parent).Data) == _place(data)
+
+
+def _place(data: Data) -> str | Path:
+    return data.name if data.path is None else Path(data.path).resolve()

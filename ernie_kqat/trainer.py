@@ -83,6 +83,7 @@ class Trainer:
         self.model.config.id2label = dict(enumerate(self.data.labels))
         self.pad_token_id = self.model.ernie.pad_token_id
         self.lengths = [len(row) for row in self.data.train.input_ids]
+        self.targets = self.data.train.targets
         self.progress = Progress()
         self.watch: Callable[[int, dict[str, float]], None] | None = None
         self.advised: set[str] = set()
@@ -167,15 +168,15 @@ class Trainer:
         was asked to stop."""
         learning_rate = self.optimizer.get_lr()
         task_weight = math.prod(method.task_weight() for method in self.methods)
-        total = sum(map(len, batches))
+        total = max(1, sum(int(self.targets[rows].sum()) for rows in batches))
 
         def gradients() -> dict[str, float]:
             paddle.seed(self._step_seed())  # a method that asks twice meets the same dropout
             self.optimizer.clear_grad()
             sums: dict[str, float] = {}
             for rows in batches:
-                own, share = parallel.share_of(rows)
-                share *= len(rows) / total
+                own, targets = parallel.share_of(rows, self.targets)
+                share = targets / total
                 batch = self._batch(own)
                 logits = self.model(paddle.to_tensor(batch["input_ids"]), paddle.to_tensor(batch["token_type_ids"]))
                 losses = {"loss": task_weight * self.task.loss(logits, paddle.to_tensor(batch["labels"]))}
@@ -202,7 +203,7 @@ class Trainer:
         self.scheduler.step()
         for method in self.methods:
             method.after_step()
-        row.update(learning_rate=learning_rate, rows=total)
+        row.update(learning_rate=learning_rate, rows=sum(map(len, batches)))
         return row
 
     def _is_logged(self, step: int) -> bool:

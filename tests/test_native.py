@@ -307,7 +307,10 @@ def test_memory_does_not_grow_with_calls(both, threads):
 class MallInfo(ctypes.Structure):
     """glibc's `struct mallinfo2`."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks".split()]
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks"]
+    ]
     _fields_ += [("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t)]
 
 

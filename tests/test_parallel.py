@@ -29,11 +29,11 @@ SLIM = {
 TOLERANCE = {"lsq": 1e-4, "lsq, squat": 1e-3}
 
 
-def write_config(path, run, tiny_ernie, tiny_task, slim, **train):
+def write_config(path, run, tiny_ernie, tiny_task, slim, task="classification", **train):
     tree = {
         "Global": {"output_dir": str(run), "seed": 1, "log_every": 1},
         "Model": {"name_or_path": str(tiny_ernie), "dropout": 0.0},
-        "Data": {"path": str(tiny_task), "max_length": 32},
+        "Data": {"path": str(tiny_task), "max_length": 32, "task": task},
         "Slim": slim,
         "Train": {"epochs": 100, "learning_rate": 1e-4, "eval_steps": 25, **train},
     }
@@ -63,14 +63,21 @@ def flat(tree, prefix=""):
     return {path: value for key, one in tree.items() for path, value in flat(one, f"{prefix}/{key}").items()}
 
 
-def compare(tmp_path, tiny_ernie, tiny_task, slim, steps, tolerance=1e-5):
-    one = write_config(
-        tmp_path / "one.yaml", tmp_path / "one", tiny_ernie, tiny_task, slim, batch_size=30, max_steps=steps
-    )
-    two = write_config(
-        tmp_path / "two.yaml", tmp_path / "two", tiny_ernie, tiny_task, slim, batch_size=15, max_steps=steps
-    )
-    for config, processes in ((one, 1), (two, 2)):
+def compare(tmp_path, tiny_ernie, tiny_task, slim, steps, tolerance=1e-5, task="classification"):
+    configs = [
+        write_config(
+            tmp_path / f"{name}.yaml",
+            tmp_path / name,
+            tiny_ernie,
+            tiny_task,
+            slim,
+            task,
+            batch_size=rows,
+            max_steps=steps,
+        )
+        for name, rows in (("one", 30), ("two", 15))
+    ]
+    for processes, config in enumerate(configs, 1):
         process = launch(config, processes=processes)
         out, _ = process.communicate()
         assert process.returncode == 0, out
@@ -82,7 +89,8 @@ def compare(tmp_path, tiny_ernie, tiny_task, slim, steps, tolerance=1e-5):
         for name, value in flat(alone).items():
             limit = 0.02 if name.startswith("/eval_") else tolerance * max(1.0, abs(value))
             assert flat(together)[name] == pytest.approx(value, abs=limit), (alone["step"], name)
-    assert json.loads((tmp_path / "two/summary.json").read_text())["dev_rows"] == 64
+    dev_rows = [json.loads((tmp_path / name / "summary.json").read_text())["dev_rows"] for name in ("one", "two")]
+    assert dev_rows[0] == dev_rows[1]
 
 
 def test_two_processes_are_one_with_the_doubled_batch(tmp_path, tiny_ernie, tiny_task):
@@ -94,6 +102,18 @@ def test_two_processes_are_one_with_the_doubled_batch(tmp_path, tiny_ernie, tiny
 @pytest.mark.parametrize("slim", SLIM)
 def test_over_fifty_steps(tmp_path, tiny_ernie, tiny_task, slim):
     compare(tmp_path, tiny_ernie, tiny_task, SLIM[slim], 50, TOLERANCE.get(slim, 1e-5))
+
+
+@pytest.mark.slow
+def test_words_of_two_processes_count_alike(tmp_path, tiny_ernie):
+    """Of sentences as long in tokens, one has as many words and the next a third; the batch's mean is over words."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for name in ("train", "dev"):
+        sentences = [["film", "-", "good"] * 4 if rng.random() < 0.5 else ["film-good"] * 4 for _ in range(256)]
+        lines = ["".join(f"{word}\t{rng.choice(['O', 'B-GOOD'])}\n" for word in words) for words in sentences]
+        (tmp_path / "data" / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+    compare(tmp_path, tiny_ernie, tmp_path / "data", None, steps=12, task="tokens")
 
 
 @pytest.mark.slow
@@ -148,15 +168,16 @@ def until(done, seconds=120):
 def test_every_row_is_computed_once(monkeypatch, rows):
     """Of shares that count something."""
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
-    found, weights = [], []
+    targets = np.arange(50)
+    found, total = [], 0
     for rank in range(4):
         monkeypatch.setenv("PADDLE_TRAINER_ID", str(rank))
-        own, share = parallel.share_of(np.arange(10, 10 + rows))
+        own, counted = parallel.share_of(np.arange(10, 10 + rows), targets)
         assert len(own)
-        weights.append(share)
-        found += list(own) if share else []
+        total += counted
+        found += list(own) if counted else []
     assert sorted(found) == list(range(10, 10 + rows))
-    assert sum(weights) == pytest.approx(1.0)
+    assert total == sum(range(10, 10 + rows))
 
 
 def test_a_rank_out_of_range_is_named(monkeypatch):

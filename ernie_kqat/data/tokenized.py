@@ -17,6 +17,7 @@ from tqdm import tqdm
 from .. import files
 from ..home import home
 from ..tokenizer import Tokenizer
+from .batching import UNLABELLED
 from .readers import Example
 
 FORMAT = 1
@@ -48,6 +49,13 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Over how many targets the task's loss takes its mean in each row: its labelled tokens, or 1."""
+        if isinstance(self.labels, list):
+            return np.array([np.count_nonzero(row != UNLABELLED) for row in self.labels])
+        return np.ones(len(self), int)
 
 
 @dataclass(frozen=True)
