@@ -1,7 +1,7 @@
 """Low-bit methods on SST-2 from a fine-tuned fp32 model: bits x method x seed, 12,800 rows each, the last step's model.
 
-  select  fp32, W4A8, W2A8 and W1A8: seed 0, half the steps, learning rates of each method; judged on rows held back from train
-  train   every cell and seed at the chosen learning rate; judged on dev: simulated, deployed, sharpness, packed size
+  select  one method each of fp32, W4A8, W2A8 and W1A8, seed 0, half the steps; judged on rows held back from train
+  train   every cell, method and seed at the cell's learning rate; judged on dev: simulated, deployed, sharpness, packed size
 
 Each finished row goes to docs/results/lowbit_runs.json; rows already there are skipped. `--jobs 2` makes two at a time, each row
 in a process of its own. A row that begins with another row's model makes that first. tools/studies/lowbit_tables.py makes the
@@ -85,7 +85,13 @@ METHODS = {
         start="half-width ternary + KD",
     ),
 }
-SELECTED = {"fp32": "fp32", "W1A8": "W1A8", "W2A8": "W2A8", "W3A8": "W2A8"}  # whose learning rate; the others: W4A8's
+SELECTED = {
+    "fp32": "none",
+    "W4A8": "LSQ",
+    "W2A8": "LSQ",
+    "W1A8": "binary + KD",
+}  # by which method a learning rate is chosen
+BORROWED = {"W8A8": "W4A8", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning rate the other cells have
 RATES = (5e-5, 1e-4, 2e-4)
 STEPS = {"select": 200, "train": 400}
 SHARP_ROWS, RHO = 512, 0.05
@@ -96,8 +102,12 @@ def main() -> int:
     parser.add_argument("stage", choices=["select", "train"])
     parser.add_argument("--fp32", required=True, metavar="DIR", help="the fine-tuned fp32 model folder")
     parser.add_argument("--data", required=True, metavar="DIR", help="GLUE's SST-2 folder")
-    parser.add_argument("--cells", nargs="+", choices=list(CELLS), metavar="CELL", help="default: all")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument(
+        "--cells", nargs="+", choices=list(CELLS), metavar="CELL", help="default: all (select: four of them)"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help="of train"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="learning rates (select)")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
@@ -123,20 +133,20 @@ class Study:
         arguments = self.arguments
         selecting = arguments.stage == "select"
         for seed in [0] if selecting else arguments.seeds:
-            for cell in arguments.cells or (["fp32", "W2A8", "W4A8", "W1A8"] if selecting else CELLS):
-                for method in arguments.methods:
+            for cell in [cell for cell in (SELECTED if selecting else CELLS) if cell in (arguments.cells or CELLS)]:
+                for method in [SELECTED[cell]] if selecting else arguments.methods:
                     if cell in METHODS[method].cells:
-                        for rate in arguments.rates if selecting else [self.chosen(cell, method)]:
+                        for rate in arguments.rates if selecting else [self.chosen(cell)]:
                             if not self.ledger.has(self.key(cell, method, seed, rate)):
                                 yield cell, method, seed, rate
 
-    def chosen(self, cell: str, method: str) -> float:
+    def chosen(self, cell: str) -> float:
         """The learning rate with the best accuracy on the held-back rows; of equals the first."""
-        where = SELECTED.get(cell, "W4A8")
-        key = {"stage": "select", "cell": where, "method": method}
+        where = BORROWED.get(cell, cell)
+        key = {"stage": "select", "cell": where, "method": SELECTED[where]}
         found = [row for row in self.ledger.rows() if all(row.get(name) == value for name, value in key.items())]
         if not found:
-            raise UserError(f"{method}: no learning rate was selected at {where}; run `select` first")
+            raise UserError(f"{cell}: no learning rate was selected at {where}; run `select` first")
         return max(found, key=lambda row: row["simulated"])["learning_rate"]
 
     def key(self, cell: str, method: str, seed: int, rate: float) -> dict[str, Any]:
@@ -178,7 +188,7 @@ class Study:
         if name == "half":
             return self.half(seed)
         (cell,) = METHODS[name].cells
-        return self.trained(cell, name, seed, self.chosen(cell, name), STEPS["train"])[0] / "best_model"
+        return self.trained(cell, name, seed, self.chosen(cell), STEPS["train"])[0] / "best_model"
 
     def half(self, seed: int) -> Path:
         """The fp32 model at half its width, fine-tuned again by configs/ernie_sst2_minilm_half.yaml."""
