@@ -99,7 +99,9 @@ def _restore(
         raise UserError(f"{folder}: a checkpoint of another model: {', '.join(differing[:3])}")
     model.set_state_dict(stored)
     moments = {key[len(OPTIMIZER) :]: value for key, value in arrays.items() if key.startswith(OPTIMIZER)}
-    optimizer.set_state_dict({**_by_paddle_names(model, moments), SCHEDULER: state[SCHEDULER]})
+    optimizer.set_state_dict(
+        {**optimizer.state_dict(), **_by_paddle_names(model, moments), SCHEDULER: state[SCHEDULER]}
+    )
 
 
 def _optimizer_arrays(model: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:

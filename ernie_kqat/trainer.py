@@ -242,13 +242,19 @@ class Trainer:
     def _make_optimizer(self) -> paddle.optimizer.Optimizer:
         train = self.settings.Train
         decayed = {p.name for name, p in self.model.named_parameters() if not any(part in name for part in NO_DECAY)}
-        return paddle.optimizer.AdamW(
+        parameters = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
+        optimizer = paddle.optimizer.AdamW(
             learning_rate=self.scheduler,
-            parameters=self.model.parameters(),
+            parameters=parameters,
             weight_decay=train.weight_decay,
             apply_decay_param_fun=lambda name: name in decayed,
             grad_clip=paddle.nn.ClipGradByGlobalNorm(train.max_grad_norm) if train.max_grad_norm else None,
         )
+        # AdamW makes a parameter's moments at its first gradient in this process, which SQuAT's turns put off: a checkpoint in
+        # between would lose those it was itself resumed from.
+        optimizer.step()  # of no gradients: it moves nothing, and makes what the next call needs
+        optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
+        return optimizer
 
     def _quantize(self) -> KurtosisQAT | None:
         """Quantize, and attach every method; kurtosis belongs to KurtosisQAT where there is one."""
