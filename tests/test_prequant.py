@@ -83,7 +83,9 @@ def test_of_all_weights_it_is_qat_on_fixed_steps(tmp_path, tiny_ernie, tiny_task
 
     trained(tmp_path, tiny_ernie, tiny_task, "all", prequant={"share": 1.0})
     trained(tmp_path, tiny_ernie, tiny_task, "hand", by_hand)
-    same(weights_of(tmp_path / "all"), weights_of(tmp_path / "hand"))
+    ours, theirs = weights_of(tmp_path / "all"), weights_of(tmp_path / "hand")
+    # By hand they were frozen after AdamW had made their moments.
+    same(ours, {name: value for name, value in theirs.items() if name in ours or not name.startswith("optimizer/")})
 
 
 def test_it_learns_and_is_deployed_exactly(tmp_path, tiny_ernie, tiny_task, monkeypatch):
