@@ -149,5 +149,5 @@ def _same_data(folder: Path, data: Data) -> bool:
     return not run_folder.is_run(folder.parent) or _place(run_folder.read_settings(folder.parent).Data) == _place(data)
 
 
-def _place(data: Data) -> str | Path:
+def _place(data: Data) -> str | Path | None:
     return data.name if data.path is None else Path(data.path).resolve()

@@ -31,12 +31,19 @@ INLINE void put(Floats value, const Sink& sink, const Roundings& rounding, int64
 }
 
 #if !defined(__AMX_INT8__)
+constexpr int AT_ONCE = 768;  // bytes of a row at once, so that two panels of as many weights stay in the first cache
+constexpr int SUMS = 24;    // vectors at once, so that they stay in registers
+
+// tile[ROWS_NOW][PANELS x 16] = (or, unless from = 0, +=) the sums over bytes [from, to) of the rows.
 #if defined(__AVX512VNNI__)
 template <int ROWS_NOW, int PANELS>
-INLINE void dots(const uint8_t* rows, int stride, const int8_t* panel, int in, int32_t* tile) {
-  __m512i sums[ROWS_NOW][PANELS] = {};
+INLINE void dots(const uint8_t* rows, int stride, const int8_t* panel, int in, int from, int to, int32_t* tile) {
+  __m512i sums[ROWS_NOW][PANELS];
+  for (int r = 0; r < ROWS_NOW; r++)
+    for (int p = 0; p < PANELS; p++)
+      sums[r][p] = from ? _mm512_loadu_si512(tile + (r * PANELS + p) * LANES) : _mm512_setzero_si512();
   const int64_t panel_bytes = int64_t(in) * LANES;
-  for (int quad = 0; quad < in; quad += 4) {
+  for (int quad = from; quad < to; quad += 4) {
     __m512i weights[PANELS];
     for (int p = 0; p < PANELS; p++) weights[p] = _mm512_loadu_si512(panel + p * panel_bytes + quad * LANES);
     for (int r = 0; r < ROWS_NOW; r++) {
@@ -51,11 +58,11 @@ INLINE void dots(const uint8_t* rows, int stride, const int8_t* panel, int in, i
 }
 #else
 template <int ROWS_NOW, int PANELS>
-INLINE void dots(const uint8_t* rows, int stride, const int8_t* panel, int in, int32_t* tile) {
+INLINE void dots(const uint8_t* rows, int stride, const int8_t* panel, int in, int from, int to, int32_t* tile) {
   for (int r = 0; r < ROWS_NOW; r++)
     for (int p = 0; p < PANELS; p++) {
-      Ints sums = {};
-      for (int quad = 0; quad < in; quad += 4)
+      Ints sums = from ? load<Ints>(tile + (r * PANELS + p) * LANES) : Ints{};
+      for (int quad = from; quad < to; quad += 4)
         for (int byte = 0; byte < 4; byte++) {
           Ints weights;
           for (int lane = 0; lane < LANES; lane++) weights[lane] = panel[int64_t(p) * in * LANES + quad * LANES + lane * 4 + byte];
@@ -66,13 +73,26 @@ INLINE void dots(const uint8_t* rows, int stride, const int8_t* panel, int in, i
 }
 #endif
 
+// dots of `count` rows, 1..MOST.
+template <int MOST, int PANELS>
+INLINE void some_dots(int count, const uint8_t* rows, int stride, const int8_t* panel, int in, int from, int to, int32_t* tile) {
+  if constexpr (MOST > 0) {
+    if (count == MOST) return dots<MOST, PANELS>(rows, stride, panel, in, from, to, tile);
+    some_dots<MOST - 1, PANELS>(count, rows, stride, panel, in, from, to, tile);
+  }
+}
+
+// Turns of about as many rows each: a few rows have too few sums to hide how long each of them takes.
 template <int PANELS>
-INLINE void all_dots(const uint8_t* rows, int stride, int count, const int8_t* panel, int in, int32_t* tile) {
-  constexpr int MOST = PANELS == 2 ? 8 : 4;  // so that the sums stay in registers
-  int row = 0;
-  for (; row + MOST <= count; row += MOST)
-    dots<MOST, PANELS>(rows + int64_t(row) * stride, stride, panel, in, tile + row * PANELS * LANES);
-  for (; row < count; row++) dots<1, PANELS>(rows + int64_t(row) * stride, stride, panel, in, tile + row * PANELS * LANES);
+void all_dots(const uint8_t* rows, int stride, int count, const int8_t* panel, int in, int32_t* tile) {
+  constexpr int MOST = SUMS / PANELS;
+  const int turns = (count + MOST - 1) / MOST, parts = (in + AT_ONCE - 1) / AT_ONCE, quads = in / 4;
+  for (int part = 0; part < parts; part++)
+    for (int turn = 0; turn < turns; turn++) {
+      const int first = count * turn / turns, last = count * (turn + 1) / turns;
+      some_dots<MOST, PANELS>(last - first, rows + int64_t(first) * stride, stride, panel, in, quads * part / parts * 4,
+                              quads * (part + 1) / parts * 4, tile + first * PANELS * LANES);
+    }
 }
 
 // The sums of a block of bytes; see amx.h for the other one, which is why they are asked for step by step.

@@ -1,6 +1,7 @@
 """Where the native program's time goes: Linux `perf` samples it, and its functions' shares are printed as JSON.
 
-Needs `perf` (Debian: linux-perf) and the right to use it. Shares are of the samples that fall into the operator.
+Needs `perf` (Debian: linux-perf) and the right to use it. Shares are of the samples that fall into the operator. With AMX
+sums and outputs are one function.
 """
 
 import argparse
@@ -16,8 +17,9 @@ import numpy as np
 from ernie_kqat.errors import UserError, run_tool
 
 PARTS = {  # of the operator's functions, by what stands in their names
-    "products without an activation function": "product_of<(ernie_kqat::Activation)0",
-    "products with one (GELU, ReLU, tanh)": "product_of<(ernie_kqat::Activation)",
+    "products: sums": "all_dots",
+    "products: outputs": "product_of<(ernie_kqat::Activation)0",
+    "products: outputs with GELU, ReLU or tanh": "product_of<(ernie_kqat::Activation)",
     "attention": "attend",
     "residual and LayerNorm": "normalize",
     "rounding": "quantize",
