@@ -145,8 +145,9 @@ def test_the_length_is_that_of_all_layers_together_or_of_each():
     assert each == {"a": pytest.approx([0.5, 0]), "b": pytest.approx([0, 0.5]), "c": [0, 0]}
 
 
-def test_sharpness_is_what_the_loss_rises_by():
-    model, loss = model_and_loss()
+@pytest.mark.parametrize("weight", [W2.weight, WeightQuant(bits=3)], ids=["lsq", "minmax"])
+def test_sharpness_is_what_the_loss_rises_by(weight):
+    model, loss = model_and_loss(Quant(weight, W2.activation))
     at = quantized(model)
     before, gradient = oracle(model, at)
     worst, _ = oracle(model, at + RHO * gradient / np.linalg.norm(gradient))

@@ -61,7 +61,8 @@ class Perturbation:
         def record(gradient: paddle.Tensor) -> None:
             found = self._gradients
             if found is not None:
-                found[name] = found[name] + gradient if name in found else gradient.detach()
+                # A copy: behind a straight-through estimator it is the weight's own gradient, which is cleared.
+                found[name] = found[name] + gradient if name in found else gradient.clone()
 
         return at_quantized
 

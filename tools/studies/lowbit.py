@@ -12,7 +12,7 @@ import multiprocessing
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -115,8 +115,13 @@ def main() -> int:
     # A process a row: Paddle's layers and optimizers are cycles, and a dozen of them fill the memory.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(study.arguments.jobs, spawn, max_tasks_per_child=1) as pool:
-        for result in [pool.submit(study.do, *work) for work in study.plan()]:
-            result.result()
+        rows = [pool.submit(study.do, *work) for work in study.plan()]
+        try:
+            for row in as_completed(rows):
+                row.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return 0
 
 
@@ -208,10 +213,9 @@ class Study:
         split = self.split("held.tsv" if self.arguments.stage == "select" else "dev.tsv")
         simulated = logits_of(restored.model, split, restored.pad_token_id)
         found: dict[str, Any] = {"simulated": accuracy(simulated, split.labels)}
-        if self.arguments.stage == "train":
-            if METHODS[method].weight is not None:
-                found.update(deployed(restored, split, simulated))
-                found["fp32_bytes"] = Path(self.arguments.fp32, "model_state.pdparams").stat().st_size
+        if self.arguments.stage == "train" and METHODS[method].weight is not None:
+            found.update(deployed(restored, split, simulated))
+            found["fp32_bytes"] = Path(self.arguments.fp32, "model_state.pdparams").stat().st_size
             found["sharpness"] = sharpness(restored.model, self.losses(restored), RHO)
         return found
 
