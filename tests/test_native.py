@@ -98,6 +98,7 @@ SHAPES = {
     "task type": {"use_task_id": True, "task_id": 1},
     "odd head width, odd hidden": {"hidden": 60, "heads": 6, "intermediate": 100},
     "wide heads": {"hidden": 144, "heads": 3, "intermediate": 320, "layers": 3},
+    "products in three parts": {"intermediate": 1600, "layers": 1},
 }
 LSQ_PLUS = {"quantizer": "lsq", "offset": True, "calibration_batches": 1}
 OPTIONS = {

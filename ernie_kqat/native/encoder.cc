@@ -332,7 +332,7 @@ void add_sentence(const Encoder& encoder, const int64_t* ids, const int64_t* typ
   block.sentences.push_back({first, block.rows() - first, !all && ids[0] == encoder.pad_token, index});
 }
 
-// As add_sentence would take.
+// About as many as add_sentence takes: the first token may be padding and is taken all the same.
 int64_t real_tokens(const int64_t* ids, int tokens, int64_t pad_token) {
   const int64_t padding = std::count(ids, ids + tokens, pad_token);
   return padding == tokens ? tokens : tokens - padding;

@@ -32,7 +32,7 @@ INLINE void put(Floats value, const Sink& sink, const Roundings& rounding, int64
 
 #if !defined(__AMX_INT8__)
 constexpr int AT_ONCE = 768;  // bytes of a row at once, so that two panels of as many weights stay in the first cache
-constexpr int SUMS = 24;    // vectors at once, so that they stay in registers
+constexpr int SUMS = 24;      // vectors at once, so that they stay in registers
 
 // tile[ROWS_NOW][PANELS x 16] = (or, unless from = 0, +=) the sums over bytes [from, to) of the rows.
 #if defined(__AVX512VNNI__)
