@@ -63,10 +63,11 @@ def table(summary: dict) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths)) for row in rows]
     deployed = summary["deployed"]
+    count = deployed["int8_ops"]  # None where the program is TensorRT's: no GPU ran it
     return [
         *lines,
         f"deployed against simulated: {deployed['agreement_with_simulated']:.2%} of the labels equal, rms difference"
-        f" {deployed['rms_over_std']:.4f} of the logits' std, {deployed['int8_ops']} operators run in INT8",
+        f" {deployed['rms_over_std']:.4f} of the logits' std" + (f", {count} operators run in INT8" if count else ""),
     ]
 
 

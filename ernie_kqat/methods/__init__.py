@@ -5,12 +5,12 @@ One file (or folder) a method; its name = config key under `Slim`; fields = its 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from .. import plugins
 
 Batch = Mapping[str, np.ndarray]  # input_ids and token_type_ids, int64 [rows, tokens]
 Gradients = Callable[[], "dict[str, float]"]  # fills param.grad for one effective batch, returns the named losses
@@ -75,15 +75,11 @@ class Method:
 
 def names() -> list[str]:
     """The methods there are."""
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return plugins.names(__name__)
 
 
-def find(name: str) -> type:
-    """The one Method of methods/<name>.py."""
-    module = importlib.import_module(f"{__name__}.{name}")
-    (cls,) = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
+def find(name: str) -> type[Method]:
+    """The Method of methods/<name>.py."""
+    cls = plugins.defined(__name__, name, Method)
+    assert cls is not None, f"methods/{name}.py defines no Method"
     return cls

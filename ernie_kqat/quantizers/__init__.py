@@ -5,9 +5,7 @@ A file defines one subclass of `WeightQuantizer` and/or of `ActivationQuantizer`
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +13,7 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from .. import plugins
 from ..errors import UserError
 from . import numeric
 from .kernels import learned_step_slopes, on_grid
@@ -173,14 +172,12 @@ def check_bits(options: Any, key: str, name: str) -> None:
 
 def names() -> list[str]:
     """The quantizers there are: files of this folder that define one."""
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NO_QUANTIZERS]
+    return [name for name in plugins.names(__name__) if name not in NO_QUANTIZERS]
 
 
 def find(name: str, kind: type[Kind]) -> type[Kind]:
     """The subclass of `kind` (WeightQuantizer or ActivationQuantizer) in quantizers/<name>.py; UserError if there is none."""
-    if name in names():
-        module = importlib.import_module(f"{__name__}.{name}")
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, kind) and value.__module__ == module.__name__:
-                return value
+    cls = plugins.defined(__name__, name, kind) if name in names() else None
+    if cls is not None:
+        return cls
     raise UserError(f"quantizer: {name!r} is not one of {', '.join(names())}")

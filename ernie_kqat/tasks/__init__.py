@@ -7,8 +7,6 @@ the training side when it is imported: what reads data or makes tensors is impor
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from .. import plugins
 from ..errors import UserError
 from ..tokenizer import lacks_text
 
@@ -153,17 +152,13 @@ class Task:
 
 def names() -> list[str]:
     """The kinds of tasks there are."""
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return plugins.names(__name__)
 
 
 def find(name: str) -> type[Task]:
-    """The one Task of tasks/<name>.py."""
-    module = importlib.import_module(f"{__name__}.{name}")
-    (cls,) = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Task) and value.__module__ == module.__name__
-    ]
+    """The Task of tasks/<name>.py."""
+    cls = plugins.defined(__name__, name, Task)
+    assert cls is not None, f"tasks/{name}.py defines no Task"
     return cls
 
 

@@ -1,7 +1,9 @@
-"""Low-bit methods on SST-2 from a fine-tuned fp32 model: bits x method x seed, 12,800 rows each, the last step's model.
+"""Low-bit methods on SST-2 from a fine-tuned fp32 model: bits x method x seed, the last step's model.
 
-  select  one method each of fp32, W4A8, W2A8 and W1A8, seed 0, half the steps; judged on rows held back from train
-  train   every cell, method and seed at the cell's learning rate; judged on dev: simulated, deployed, sharpness, packed size
+  select  one method each of fp32, W4A8, W2A8 and W1A8, seed 0, 6,400 rows; judged on rows held back from train
+  train   every cell, method and seed at the cell's learning rate, 12,800 rows; judged on dev: simulated, deployed, sharpness,
+          packed size
+  full    one method of some cells, all of train
 
 Each finished row goes to docs/results/lowbit_runs.json; rows already there are skipped. `--jobs 2` makes two at a time, each row
 in a process of its own. A row that begins with another row's model makes that first. tools/studies/lowbit_tables.py makes the
@@ -93,18 +95,17 @@ SELECTED = {
 }  # by which method a learning rate is chosen
 BORROWED = {"W8A8": "W4A8", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning rate the other cells have
 RATES = (5e-5, 1e-4, 2e-4)
-STEPS = {"select": 200, "train": 400}
+STEPS = {"select": 200, "train": 400, "full": None}
+FULL = {"fp32": "none", "W8A8": "LSQ + KD", "W4A8": "LSQ + KD", "W2A8": "LSQ + KD", "W1A8": "split + KD"}
 SHARP_ROWS, RHO = 512, 0.05
 
 
 def main() -> int:
     parser = cli.parser(__doc__)
-    parser.add_argument("stage", choices=["select", "train"])
+    parser.add_argument("stage", choices=list(STEPS))
     parser.add_argument("--fp32", required=True, metavar="DIR", help="the fine-tuned fp32 model folder")
     parser.add_argument("--data", required=True, metavar="DIR", help="GLUE's SST-2 folder")
-    parser.add_argument(
-        "--cells", nargs="+", choices=list(CELLS), metavar="CELL", help="default: all (select: four of them)"
-    )
+    parser.add_argument("--cells", nargs="+", choices=list(CELLS), metavar="CELL", help="default: all of the stage")
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help="of train"
     )
@@ -131,15 +132,18 @@ class Study:
     def __init__(self, arguments):
         self.arguments = arguments
         self.ledger = Ledger(ROOT / "docs/results/lowbit_runs.json")
-        self.data = split_data(Path(arguments.data), WORK / "data")
+        source = Path(arguments.data)
+        self.data = source if arguments.stage == "full" else split_data(source, WORK / "data")
+        self.steps = STEPS[arguments.stage]
 
     def plan(self) -> Iterator[tuple[str, str, int, float]]:
         """(cell, method, seed, learning rate) of each row that is missing; a seed is whole before the next begins."""
         arguments = self.arguments
         selecting = arguments.stage == "select"
+        single = {"select": SELECTED, "full": FULL}.get(arguments.stage)  # where a cell has one method only
         for seed in [0] if selecting else arguments.seeds:
-            for cell in [cell for cell in (SELECTED if selecting else CELLS) if cell in (arguments.cells or CELLS)]:
-                for method in [SELECTED[cell]] if selecting else arguments.methods:
+            for cell in [cell for cell in single or CELLS if cell in (arguments.cells or CELLS)]:
+                for method in [single[cell]] if single else arguments.methods:
                     if cell in METHODS[method].cells:
                         for rate in arguments.rates if selecting else [self.chosen(cell)]:
                             if not self.ledger.has(self.key(cell, method, seed, rate)):
@@ -160,7 +164,7 @@ class Study:
     def do(self, cell: str, method: str, seed: int, rate: float) -> None:
         """Train, measure, append one row."""
         bits, act_bits = CELLS[cell]
-        folder, common = self.trained(cell, method, seed, rate, STEPS[self.arguments.stage])
+        folder, common = self.trained(cell, method, seed, rate)
         described = {"task": "SST-2", "weight_bits": bits, "act_bits": act_bits}
         self.ledger.append(
             {**self.key(cell, method, seed, rate), **described, **self.measure(folder, method), **common}
@@ -168,13 +172,14 @@ class Study:
         if not any(recipe.start == method for recipe in METHODS.values()):
             shutil.rmtree(folder / "best_model")
 
-    def trained(self, cell: str, method: str, seed: int, rate: float, steps: int) -> tuple[Path, dict]:
+    def trained(self, cell: str, method: str, seed: int, rate: float) -> tuple[Path, dict]:
         """The run of one row, made or found, and what its row says of it."""
-        folder = WORK / "runs" / f"{cell}-{method}-{seed}-{rate:g}-{steps}".replace(" + ", "+").replace(" ", "_")
+        name = f"{cell}-{method}-{seed}-{rate:g}-{self.steps or 'full'}"
+        folder = WORK / "runs" / name.replace(" + ", "+").replace(" ", "_")
         recipe, fp32 = METHODS[method], self.arguments.fp32
         start = fp32 if recipe.start is None else str(self.start(recipe.start, seed))
         override = [f"Global.output_dir={folder}", f"Global.seed={seed}", f"Data.path={self.data}"]
-        override += [f"Model.name_or_path={start}", f"Train.learning_rate={rate}", f"Train.max_steps={steps}"]
+        override += [f"Model.name_or_path={start}", f"Train.learning_rate={rate}", *self.length()]
         override += self.arguments.override
         bits, act_bits = CELLS[cell]
         quant = None
@@ -188,12 +193,16 @@ class Study:
             override.append(f"Slim.{name}={json.dumps(options)}")
         return folder, trained(folder, CONFIG, override, {fp32: "FP32", str(self.data): "DATA"})
 
+    def length(self) -> list[str]:
+        """The keys that say how much is trained."""
+        return ["Data.train_rows=null"] if self.steps is None else [f"Train.max_steps={self.steps}"]
+
     def start(self, name: str, seed: int) -> Path:
         """The model folder that a row begins with, made or found."""
         if name == "half":
             return self.half(seed)
         (cell,) = METHODS[name].cells
-        return self.trained(cell, name, seed, self.chosen(cell), STEPS["train"])[0] / "best_model"
+        return self.trained(cell, name, seed, self.chosen(cell))[0] / "best_model"
 
     def half(self, seed: int) -> Path:
         """The fp32 model at half its width, fine-tuned again by configs/ernie_sst2_minilm_half.yaml."""
@@ -201,9 +210,10 @@ class Study:
         with alone(WORK / "narrow.lock"):
             if not narrow.is_dir():
                 narrow_folder(fp32, str(self.data), 0.5, 0.5, narrow, rows=2000)
-        folder = WORK / "runs" / f"half-{seed}"
+        folder = WORK / "runs" / f"half-{seed}-{self.steps or 'full'}"
         override = [f"Global.output_dir={folder}", f"Global.seed={seed}", f"Data.path={self.data}"]
-        override += [f"Model.name_or_path={narrow}", f"Slim.distill.teacher={fp32}", *self.arguments.override]
+        override += [f"Model.name_or_path={narrow}", f"Slim.distill.teacher={fp32}", *self.length()]
+        override += self.arguments.override
         trained(folder, "configs/ernie_sst2_minilm_half.yaml", override, {})
         return folder / "best_model"
 
@@ -213,7 +223,7 @@ class Study:
         split = self.split("held.tsv" if self.arguments.stage == "select" else "dev.tsv")
         simulated = logits_of(restored.model, split, restored.pad_token_id)
         found: dict[str, Any] = {"simulated": accuracy(simulated, split.labels)}
-        if self.arguments.stage == "train" and METHODS[method].weight is not None:
+        if self.arguments.stage != "select" and METHODS[method].weight is not None:
             found.update(deployed(restored, split, simulated))
             found["fp32_bytes"] = Path(self.arguments.fp32, "model_state.pdparams").stat().st_size
             found["sharpness"] = sharpness(restored.model, self.losses(restored), RHO)

@@ -18,8 +18,8 @@ ORDER = ("fp32", "W8A8", "W4A8", "W4A4", "W3A8", "W2A8", "W1A8")
 def main() -> int:
     cli.parser(__doc__).parse_args()
     rows = json.loads((RESULTS / "lowbit_runs.json").read_text(encoding="utf-8"))
-    cells = list(cells_of([row for row in rows if row["stage"] == "train"]))
-    files.write_json(RESULTS / "lowbit.json", cells)
+    cells, full = (list(cells_of([row for row in rows if row["stage"] == stage])) for stage in ("train", "full"))
+    files.write_json(RESULTS / "lowbit.json", cells + full)
     tables = {
         "select": selection([row for row in rows if row["stage"] == "select"]),
         "grid": grid(cells),
@@ -27,6 +27,7 @@ def main() -> int:
         "kurtosis": paired(rows, "LSQ + cap 2.5", "LSQ"),
         "split": paired(rows, "split + KD", "binary + KD"),
         "deployed": deployed(cells),
+        "full": deployed(full),
     }
     page = PAGE.read_text(encoding="utf-8")
     for name, lines in tables.items():
@@ -54,12 +55,13 @@ def cells_of(rows: list[dict]) -> Iterator[dict]:
             "stage": "qat",
             "method": method,
             "learning_rate": first["learning_rate"],
+            "train_steps": first["train_steps"],
             "seeds": [row["seed"] for row in found],
             "accuracy_mean": round(statistics.mean(accuracy), 5),
             "accuracy_std": spread(accuracy),
             "runs": {what: mean(found, what) for what in ("simulated", "deployed") if what in first},
             "deployed_agreement_min": min(row.get("deployed_agreement", 1.0) for row in found),
-            "sharpness": mean(found, "sharpness"),
+            **({"sharpness": mean(found, "sharpness")} if "sharpness" in first else {}),
             "size_ratio": round(first["fp32_bytes"] / mean(found, "packed_bytes"), 2)
             if "packed_bytes" in first
             else 1.0,
@@ -141,10 +143,14 @@ def deployed(cells: list[dict]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for cell in sorted(cells, key=lambda one: ORDER.index(one["cell"])):
+        figures = [f"{cell['runs']['simulated']:.2%}", "-", "-", "-"]
         if "deployed" in cell["runs"]:
-            runs = cell["runs"]
-            figures = f"{runs['simulated']:.2%} | {runs['deployed']:.2%} | {cell['deployed_agreement_min']:.2%}"
-            lines.append(f"| {cell['cell']} | {cell['method']} | {figures} | {cell['size_ratio']:.1f} |")
+            figures[1:] = (
+                f"{cell['runs']['deployed']:.2%}",
+                f"{cell['deployed_agreement_min']:.2%}",
+                f"{cell['size_ratio']:.1f}",
+            )
+        lines.append(f"| {cell['cell']} | {cell['method']} | {' | '.join(figures)} |")
     return lines
 
 
