@@ -93,8 +93,13 @@ SELECTED = {
     "W2A8": "LSQ",
     "W1A8": "binary + KD",
 }  # by which method a learning rate is chosen
-BORROWED = {"W8A8": "W4A8", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning rate the other cells have
-RATES = (5e-5, 1e-4, 2e-4)
+BORROWED = {"W8A8": "fp32", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning rate the other cells have
+RATES = {  # each cell's until its best is none of the ends
+    "fp32": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4),
+    "W4A8": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4),
+    "W2A8": (5e-5, 1e-4, 2e-4),
+    "W1A8": (5e-5, 1e-4, 2e-4, 4e-4),
+}
 STEPS = {"select": 200, "train": 400, "full": None}
 FULL = {"fp32": "none", "W8A8": "LSQ + KD", "W4A8": "LSQ + KD", "W2A8": "LSQ + KD", "W1A8": "split + KD"}
 SHARP_ROWS, RHO = 512, 0.05
@@ -110,7 +115,6 @@ def main() -> int:
         "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help="of train"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="learning rates (select)")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
     study = Study(parser.parse_args())
     # A process a row: Paddle's layers and optimizers are cycles, and a dozen of them fill the memory.
@@ -145,18 +149,9 @@ class Study:
             for cell in [cell for cell in single or CELLS if cell in (arguments.cells or CELLS)]:
                 for method in [single[cell]] if single else arguments.methods:
                     if cell in METHODS[method].cells:
-                        for rate in arguments.rates if selecting else [self.chosen(cell)]:
+                        for rate in RATES[cell] if selecting else [chosen(self.ledger.rows(), cell)]:
                             if not self.ledger.has(self.key(cell, method, seed, rate)):
                                 yield cell, method, seed, rate
-
-    def chosen(self, cell: str) -> float:
-        """The learning rate with the best accuracy on the held-back rows; of equals the first."""
-        where = BORROWED.get(cell, cell)
-        key = {"stage": "select", "cell": where, "method": SELECTED[where]}
-        found = [row for row in self.ledger.rows() if all(row.get(name) == value for name, value in key.items())]
-        if not found:
-            raise UserError(f"{cell}: no learning rate was selected at {where}; run `select` first")
-        return max(found, key=lambda row: row["simulated"])["learning_rate"]
 
     def key(self, cell: str, method: str, seed: int, rate: float) -> dict[str, Any]:
         return {"stage": self.arguments.stage, "cell": cell, "method": method, "seed": seed, "learning_rate": rate}
@@ -202,7 +197,7 @@ class Study:
         if name == "half":
             return self.half(seed)
         (cell,) = METHODS[name].cells
-        return self.trained(cell, name, seed, self.chosen(cell))[0] / "best_model"
+        return self.trained(cell, name, seed, chosen(self.ledger.rows(), cell))[0] / "best_model"
 
     def half(self, seed: int) -> Path:
         """The fp32 model at half its width, fine-tuned again by configs/ernie_sst2_minilm_half.yaml."""
@@ -247,6 +242,16 @@ class Study:
     def split(self, name: str, rows: Optional[int] = None):
         fp32 = self.arguments.fp32
         return load_eval_split(self.data / name, load_tokenizer(fp32), labels_of(Path(fp32)), 64, rows=rows)
+
+
+def chosen(rows: list[dict[str, Any]], cell: str) -> float:
+    """The learning rate with the best accuracy on the held-back rows; of equals the first."""
+    where = BORROWED.get(cell, cell)
+    key = {"stage": "select", "cell": where, "method": SELECTED[where]}
+    found = [row for row in rows if all(row.get(name) == value for name, value in key.items())]
+    if not found:
+        raise UserError(f"{cell}: no learning rate was selected at {where}; run `select` first")
+    return max(found, key=lambda row: row["simulated"])["learning_rate"]
 
 
 def deployed(restored, split, simulated) -> dict[str, Any]:
