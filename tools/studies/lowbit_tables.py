@@ -19,7 +19,11 @@ ORDER = ("fp32", "W8A8", "W4A8", "W4A4", "W3A8", "W2A8", "W1A8")
 def main() -> int:
     cli.parser(__doc__).parse_args()
     rows = json.loads((RESULTS / "lowbit_runs.json").read_text(encoding="utf-8"))
-    rows = [row for row in rows if row["stage"] == "select" or row["learning_rate"] == chosen(rows, row["cell"])]
+    rows = [
+        row
+        for row in rows
+        if row["stage"] == "select" or row["learning_rate"] == chosen(rows, row["cell"], row["method"])
+    ]
     cells, full = (list(cells_of([row for row in rows if row["stage"] == stage])) for stage in ("train", "full"))
     files.write_json(RESULTS / "lowbit.json", cells + full)
     tables = {
