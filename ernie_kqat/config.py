@@ -76,6 +76,9 @@ class WeightQuant:
     )
     percentile: float = number(99.9, 50.0, 100.0, "of |w| (range: percentile)")
     range_lr: float = number(100.0, 0.0, 1e6, "learning rate of log(range), as a multiple (range: learned)")
+    init: Literal["mean", "mse"] = option(
+        "mse", "where the step begins: at least squares, or at LSQ's 2 mean|w| / sqrt(2^(bits-1) - 1) (quantizer: lsq)"
+    )
     step_lr: float = number(1.0, 0.0, 1e6, "learning rate of the step, as a multiple (quantizer: lsq)")
     split: bool = option(False, "begin as two binary weights that sum to the ternary one (quantizer: binary)")
 
@@ -109,6 +112,9 @@ class ActivationQuant:
     )
     percentile: float = number(99.99, 50.0, 100.0, "of |x| (range: percentile)")
     range_lr: float = number(100.0, 0.0, 1e6, "learning rate of log(range), as a multiple (range: learned)")
+    init: Literal["mean", "mse"] = option(
+        "mse", "as of weights, the mean of the calibration batches' steps; with an offset LSQ+'s (quantizer: lsq)"
+    )
     step_lr: float = number(1.0, 0.0, 1e6, "learning rate of step and offset, as a multiple (quantizer: lsq)")
     offset: bool = option(False, "a trained offset, as in LSQ+; it is deployed in the bias (quantizer: lsq)")
     moving_rate: float = number(0.9, 0.0, 1.0, "decay of the moving average of max|x| (PaddleSlim's name)")

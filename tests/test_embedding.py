@@ -24,7 +24,7 @@ KINDS = {
     "mse": {"bits": 4, "range": "mse"},
     "percentile": {"bits": 4, "range": "percentile", "percentile": 90.0},
     "learned": {"bits": 3, "range": "learned"},
-    "lsq": {"quantizer": "lsq", "bits": 4},
+    "lsq": {"quantizer": "lsq", "bits": 4, "init": "mean"},
     "ternary": {"quantizer": "ternary", "bits": 2},
     "binary": {"quantizer": "binary", "bits": 1},
     "split": {"quantizer": "binary", "bits": 1, "split": True},

@@ -37,8 +37,9 @@ def oracle(x, step, offset, low, high):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
-def test_weight_contract(bits, granularity):
-    quantizer, weight = weight_quantizer(bits=bits, granularity=granularity)
+@pytest.mark.parametrize("init", ["mean", "mse"])
+def test_weight_contract(bits, granularity, init):
+    quantizer, weight = weight_quantizer(bits=bits, granularity=granularity, init=init)
     first = quantizer(weight).numpy()
     for _ in range(50):
         again = quantizer(weight).numpy()
@@ -49,7 +50,12 @@ def test_weight_contract(bits, granularity):
     np.testing.assert_array_equal(first, q.astype(np.float32) * step)  # deployed integers ARE the simulation
     assert all(len(np.unique(first[:, c])) <= 2**bits for c in range(CHANNELS))
     mean = np.abs(WEIGHT.astype(np.float64)).mean(axis=0 if granularity == "channel" else None)
-    np.testing.assert_allclose(step, np.atleast_1d(2 * mean / np.sqrt(high)), rtol=1e-6)
+    begins = (
+        np.atleast_1d(2 * mean / np.sqrt(high))
+        if init == "mean"
+        else numeric.mse_range(WEIGHT, bits, granularity) / high
+    )
+    np.testing.assert_allclose(step, begins, rtol=1e-6)
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
@@ -95,13 +101,19 @@ def test_activation_gradients(bits, offset):
         np.testing.assert_allclose(quantizer.lsq_offset.grad.numpy(), [(to_offset * grad).sum() * factor], rtol=1e-3)
 
 
-def test_an_activation_begins_at_the_mean_over_the_calibration_batches():
-    quantizer = activation_quantizer(calibration_batches=3)
+BEGINS = {
+    "mean": 2 * np.abs(GELU_LIKE).mean() / np.sqrt(127),
+    "mse": numeric.mse_range(GELU_LIKE.reshape(-1, 1), 8, "tensor")[0] / 127,
+}
+
+
+@pytest.mark.parametrize("init", BEGINS)
+def test_an_activation_begins_at_the_mean_over_the_calibration_batches(init):
+    quantizer = activation_quantizer(calibration_batches=3, init=init)
     for scale in (1.0, 2.0, 3.0):
         quantizer(paddle.to_tensor(GELU_LIKE * np.float32(scale)))
-    expected = 2 * np.abs(GELU_LIKE).mean() * 2.0 / np.sqrt(127)
     quantizer(paddle.to_tensor(GELU_LIKE * np.float32(50)))
-    np.testing.assert_allclose(quantizer.step().numpy(), [expected], rtol=1e-5)
+    np.testing.assert_allclose(quantizer.step().numpy(), [2 * BEGINS[init]], rtol=1e-5)
 
 
 def test_with_an_offset_all_levels_serve_a_lopsided_tensor():

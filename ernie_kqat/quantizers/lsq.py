@@ -6,8 +6,9 @@
     dQ/doffset = 0 inside, 1 outside                                            both times 1 / sqrt(N high)
 
 Differs from the papers: integers are symmetric for weights (±high), which every engine takes, and not high + 1 below; the
-step of an activation begins at LSQ's 2 mean|x| / sqrt(high), or for LSQ+ at (max - min) / (high - low), averaged over the
-calibration batches and not taken from the first; a step that training would make negative is kept positive.
+step begins at least squares, and at LSQ's 2 mean|v| / sqrt(high) with `init: mean` (docs/decisions/0032); that of an activation
+with an offset at (max - min) / (high - low); an activation's is averaged over the calibration batches and not taken from the
+first; a step that training would make negative is kept positive.
 
 Deployment: a weight's step is as any other. An offset costs nothing in the INT8 product: the layer quantizes x - offset, and
 offset * (column sums of its weight on the grid) goes into its bias.
@@ -22,8 +23,9 @@ import paddle
 from paddle.autograd import PyLayer
 
 from .. import parallel
-from . import ActivationQuantizer, LearnedStep, WeightQuantizer
+from . import ActivationQuantizer, LearnedStep, WeightQuantizer, numeric
 from .kernels import learned_step_slopes, on_grid
+from .minmax import SAMPLE
 
 SMALLEST = 1e-8  # of a step
 
@@ -59,8 +61,11 @@ class LSQWeight(WeightQuantizer):
 
     def __init__(self, options, weight: paddle.Tensor):
         super().__init__(options, weight)
-        axis = 0 if options.granularity == "channel" else None
-        self.lsq_step = _parameter(self, initial_step(weight.numpy(), self.high, axis), options.step_lr)
+        if options.init == "mse":
+            found = numeric.mse_range(weight.numpy(), options.bits, options.granularity) / self.high
+        else:
+            found = initial_step(weight.numpy(), self.high, 0 if options.granularity == "channel" else None)
+        self.lsq_step = _parameter(self, found, options.step_lr)
 
     def step(self):
         return self.lsq_step.clip(min=SMALLEST)
@@ -110,6 +115,9 @@ class LSQActivation(ActivationQuantizer):
             low, high = float(x.min()), float(x.max())
             step = max((high - low) / (self.high - self.low), SMALLEST)
             offset = low - step * self.low
+        elif self.options.init == "mse":
+            values = numeric.sample(x, SAMPLE).reshape(-1, 1)
+            step, offset = float(numeric.mse_range(values, self.bits, "tensor")[0]) / self.high, 0.0
         else:
             step, offset = float(initial_step(x, self.high)[0]), 0.0
         self.begun.set_value(self.begun.numpy() + np.array([1, step, offset], np.float32))

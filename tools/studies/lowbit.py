@@ -93,19 +93,13 @@ METHODS = {
         start="half-width ternary + KD",
     ),
 }
-SELECTED = {  # by which methods learning rates are chosen: their own; with a teacher the last one's, else the first one's
-    "fp32": ("none",),
-    "W4A8": ("LSQ", "LSQ + KD"),
-    "W2A8": ("LSQ", "LSQ + KD"),
-    "W1A8": ("binary + KD", "split + KD"),
+SELECTED = {  # learning rates to choose from; a method that is not here has the first one's here, with a teacher the last one's
+    "fp32": {"none": (5e-6, 1e-5, 2e-5)},
+    "W4A8": {"LSQ": (1e-5, 2e-5, 5e-5), "LSQ + KD": (5e-5, 1e-4, 2e-4)},
+    "W2A8": {"LSQ": (5e-5, 1e-4, 2e-4), "LSQ + KD": (1e-4, 2e-4, 4e-4)},
+    "W1A8": {"binary + KD": (2e-4, 4e-4, 8e-4), "split + KD": (1e-4, 2e-4, 4e-4)},
 }
 BORROWED = {"W8A8": "W4A8", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning rate the other cells have
-RATES = {  # each cell's until its best is none of the ends
-    "fp32": (5e-6, 1e-5, 2e-5),
-    "W4A8": (5e-6, 1e-5, 2e-5, 5e-5, 1e-4),
-    "W2A8": (2e-5, 5e-5, 1e-4, 2e-4),
-    "W1A8": (1e-4, 2e-4, 4e-4, 8e-4),
-}
 STEPS = {"select": 200, "train": 400, "full": None}
 FULL = {
     "fp32": ("none",),
@@ -163,7 +157,7 @@ class Study:
             for cell in [cell for cell in cells if cell in (arguments.cells or CELLS)]:
                 for method in cells[cell]:
                     if cell in METHODS[method].cells:
-                        for rate in RATES[cell] if selecting else [chosen(self.ledger.rows(), cell, method)]:
+                        for rate in SELECTED[cell][method] if selecting else [chosen(self.ledger.rows(), cell, method)]:
                             if not self.ledger.has(self.key(cell, method, seed, rate)):
                                 yield cell, method, seed, rate
 
@@ -262,7 +256,7 @@ def chosen(rows: list[dict[str, Any]], cell: str, method: str) -> float:
     """The learning rate with the best accuracy on the unseen rows; of equals the first."""
     where = BORROWED.get(cell, cell)
     taught = "distill" in METHODS[method].methods
-    by = method if method in SELECTED[where] else SELECTED[where][-1 if taught else 0]
+    by = method if method in SELECTED[where] else list(SELECTED[where])[-1 if taught else 0]
     key = {"stage": "select", "cell": where, "method": by}
     found = [row for row in rows if all(row.get(name) == value for name, value in key.items())]
     if not found:
