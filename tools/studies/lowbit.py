@@ -265,7 +265,7 @@ def chosen(rows: list[dict[str, Any]], cell: str, method: str) -> float:
 
 
 def write_unseen(sst2: Path, path: Path) -> None:
-    """Movie reviews of `make quickstart` (98 % of those that SST-2 has, too, have the same label there) without SST-2's own."""
+    """Movie reviews of `make quickstart` without those that SST-2 has."""
 
     def key(text: str) -> str:
         return re.sub("[^a-z0-9]", "", text.lower())  # SST-2's are tokenized
