@@ -13,10 +13,12 @@ from .methods import Batch, Method
 from .quantizers import ActivationQuantizer
 from .quantizers.attach import fp32_copy
 from .restore import Restored
+from .strides import dense
 
 BATCH_SIZE = 32
 
 
+@dense()
 def calibrate(model: paddle.nn.Layer, batches: Iterable[Batch], methods: Sequence[Method] = ()) -> None:
     """Set the activation ranges by batches, with what the methods do before and after it, each in their order.
 

@@ -9,8 +9,10 @@ from tqdm import tqdm
 from . import parallel, shapes
 from .data.batching import collate, eval_batches
 from .data.dataset import Split
+from .strides import dense
 
 
+@dense()
 @paddle.no_grad()
 def logits_of(
     model: paddle.nn.Layer,

@@ -28,6 +28,7 @@ from .models import loading
 from .qat import KurtosisQAT
 from .quantizers.attach import QUANTIZER_STATE, load_quantizer_buffers, quantizer_buffers
 from .restore import stored_quantizers
+from .strides import dense
 from .tokenizer import load_tokenizer
 
 NO_DECAY = ("bias", "norm", *QUANTIZER_STATE)
@@ -163,6 +164,7 @@ class Trainer:
                 raise Interrupted
         bar.close()
 
+    @dense()
     def _step(self, batches: list[np.ndarray], stop: StopRequest | None = None) -> dict[str, Any]:
         """One optimizer step over the accumulated batches' rows; returns what to log, and `stopping`: whether any process
         was asked to stop."""

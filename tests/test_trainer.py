@@ -12,6 +12,7 @@ from paddlenlp.transformers import ErnieForSequenceClassification, ErnieTokenize
 from ernie_kqat import UserError, checkpoint, config, run_folder, strict, trainer
 from ernie_kqat.interrupt import Interrupted
 from ernie_kqat.restore import restore_run
+from ernie_kqat.strides import FLAG
 from ernie_kqat.trainer import train
 
 
@@ -101,6 +102,18 @@ def test_the_restored_best_model_gives_the_accuracy_that_was_logged(tmp_path, ti
     assert restore_run(tmp_path / "run").quant.weight.bits == 4
     found = evaluate_any(tmp_path / "run", tiny_task, config.Data())
     assert (found["kind"], found["accuracy"]) == ("run", summary["best_accuracy"])
+
+
+def test_a_run_computes_without_views(tmp_path, tiny_ernie, tiny_task, monkeypatch):
+    seen, batch = set(), trainer.Trainer._batch
+
+    def looking(self, rows):
+        seen.add(paddle.get_flags(FLAG)[FLAG])
+        return batch(self, rows)
+
+    monkeypatch.setattr(trainer.Trainer, "_batch", looking)
+    train(settings(tmp_path, tiny_ernie, tiny_task, Slim=QAT, Train={"max_steps": 1}))
+    assert seen == {False}
 
 
 def test_select_last_keeps_the_last_model_and_not_the_best(tmp_path, tiny_ernie, tiny_task):
