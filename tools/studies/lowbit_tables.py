@@ -14,6 +14,19 @@ from ernie_kqat.errors import run_tool
 RESULTS = Path(__file__).parents[2] / "docs/results"
 PAGE = RESULTS / "lowbit.md"
 ORDER = ("fp32", "W8A8", "W4A8", "W4A4", "W3A8", "W2A8", "W1A8")
+AGAINST_FP32 = (
+    ("W8A8", "LSQ + KD", 0.0),
+    ("W4A8", "LSQ + KD", -0.3),
+    ("W2A8", "LSQ + KD", -2.0),
+    ("W1A8", "split + KD", -3.0),
+)
+AGAINST_EACH_OTHER = (
+    ("W4A8", "SQuAT", "LSQ"),
+    ("W3A8", "SQuAT", "LSQ"),
+    ("W2A8", "SQuAT", "LSQ"),
+    ("W1A8", "split + KD", "binary + KD"),
+)
+SMALLER, AGREEMENT = 24.0, 0.995
 
 
 def main() -> int:
@@ -27,6 +40,7 @@ def main() -> int:
     cells, full = (list(cells_of([row for row in rows if row["stage"] == stage])) for stage in ("train", "full"))
     files.write_json(RESULTS / "lowbit.json", cells + full)
     tables = {
+        "goals": list(goals(rows, cells)),
         "select": selection([row for row in rows if row["stage"] == "select"]),
         "grid": grid(cells),
         "squat": paired(rows, "SQuAT", "LSQ"),
@@ -120,6 +134,57 @@ def _figure(cell: dict | None) -> str:
     return f"{100 * cell['accuracy_mean']:.2f}{deviation}{few}"
 
 
+def matched(rows: list[dict], one: tuple[str, str], other: tuple[str, str]) -> tuple[list[dict], list[dict]]:
+    """The rows of two (cell, method) with the seeds that both have."""
+    pair = [
+        {row["seed"]: row for row in rows if (row["stage"], row["cell"], row["method"]) == ("train", *key)}
+        for key in (one, other)
+    ]
+    seeds = sorted(set(pair[0]) & set(pair[1]))
+    return [pair[0][seed] for seed in seeds], [pair[1][seed] for seed in seeds]
+
+
+def goals(rows: list[dict], cells: list[dict]) -> Iterator[str]:
+    """What was wanted of the study, and what came out; differences seed by seed."""
+    yield "| goal | measured | seeds | reached |"
+    yield "|---|---|---|---|"
+    wanted = [(cell, method, ("fp32", "none"), least) for cell, method, least in AGAINST_FP32]
+    wanted += [(cell, method, (cell, other), 0.0) for cell, method, other in AGAINST_EACH_OTHER]
+    for cell, method, other, least in wanted:
+        pair = matched(rows, (cell, method), other)
+        if pair[0]:
+            points = [one["simulated"] - two["simulated"] for one, two in zip(*pair)]
+            name = "fp32" if other[0] == "fp32" else other[1]
+            yield _goal(
+                f"{cell}, {method}: accuracy minus that of {name} {least:g} points or more",
+                percent(points),
+                len(points),
+                100 * statistics.mean(points) >= least,
+            )
+            if method == "SQuAT":
+                sharp = [statistics.mean(row["sharpness"] for row in found) for found in pair]
+                text = f"{sharp[0]:.3f} and {sharp[1]:.3f}"
+                yield _goal(f"{cell}, {method}: flatter than {name}", text, len(points), sharp[0] < sharp[1])
+    for cell in cells:
+        if (cell["cell"], cell["method"]) == ("W1A8", "split + KD"):
+            ratio = cell["size_ratio"]
+            yield _goal(
+                f"W1A8, split + KD: {SMALLER:g} x smaller", f"{ratio:.1f} x", len(cell["seeds"]), ratio >= SMALLER
+            )
+    agreement = min((cell["deployed_agreement_min"] for cell in cells), default=1.0)
+    runs = sum(len(cell["seeds"]) for cell in cells if "deployed" in cell["runs"])
+    yield _goal(
+        f"every deployed program agrees with its simulation on {AGREEMENT:.1%} or more",
+        f"{agreement:.2%} at least",
+        f"{runs} runs",
+        agreement >= AGREEMENT,
+    )
+
+
+def _goal(goal: str, measured: str, seeds: int | str, reached: bool) -> str:
+    return f"| {goal} | {measured} | {seeds} | {'yes' if reached else '**no**'} |"
+
+
 def paired(rows: list[dict], method: str, other: str) -> list[str]:
     """Accuracy and sharpness of two methods, and their difference seed by seed."""
     lines = [
@@ -127,17 +192,12 @@ def paired(rows: list[dict], method: str, other: str) -> list[str]:
         "|---" * 7 + "|",
     ]
     for cell in ORDER:
-        pair = [
-            {row["seed"]: row for row in rows if (row["stage"], row["cell"], row["method"]) == ("train", cell, name)}
-            for name in (method, other)
-        ]
-        seeds = sorted(set(pair[0]) & set(pair[1]))
-        if seeds:
-            first, second = ([found[seed] for seed in seeds] for found in pair)
+        first, second = matched(rows, (cell, method), (cell, other))
+        if first:
             accuracy = [[row["simulated"] for row in found] for found in (first, second)]
             sharp = [f"{statistics.mean(row['sharpness'] for row in found):.3f}" for found in (first, second)]
             difference = percent([a - b for a, b in zip(*accuracy)])
-            figures = [*map(percent, accuracy), difference, *sharp, str(len(seeds))]
+            figures = [*map(percent, accuracy), difference, *sharp, str(len(first))]
             lines.append(f"| {cell} | {' | '.join(figures)} |")
     return lines
 
