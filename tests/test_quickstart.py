@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -190,3 +191,13 @@ def test_tool_reports_what_cannot_be_fetched(home, no_index):
     done = subprocess.run([sys.executable, TOOL, "movie_reviews"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: vaderSentiment==2.5: cannot be fetched from the package index")
+
+
+@pytest.mark.parametrize(
+    "int8_ops, end", [(38, "logits' std, 38 operators run in INT8"), (None, "logits' std")], ids=["oneDNN", "TensorRT"]
+)
+def test_the_last_line_of_the_table(int8_ops, end):
+    table = runpy.run_path(str(TOOL.with_name("quickstart.py")))["table"]
+    deployed = {"accuracy": 0.5, "agreement_with_simulated": 1.0, "rms_over_std": 0.01, "int8_ops": int8_ops}
+    lines = table({"fp32": {"accuracy": 0.5}, "simulated": {"accuracy": 0.5}, "deployed": deployed})
+    assert lines[-1].endswith(end)
