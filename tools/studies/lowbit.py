@@ -77,6 +77,7 @@ METHODS = {
     "min-max": Recipe(BITS, LEAST_SQUARES, LEAST_SQUARES),
     "LSQ": Recipe(BITS),
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
+    "SmoothQuant + LSQ + KD": Recipe(("W8A8", "W4A8"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
     "LSQ + cap 2.5": Recipe(BITS, methods={"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}),
     "ternary + KD": Recipe(("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}),
@@ -93,13 +94,14 @@ METHODS = {
         start="half-width ternary + KD",
     ),
 }
-SELECTED = {  # learning rates to choose from; a method that is not here has the first one's here, with a teacher the last one's
+SELECTED = {  # learning rates to choose from; another method has those of its cell's first one with a teacher, or without
     "fp32": {"none": (5e-6, 1e-5, 2e-5)},
-    "W4A8": {"LSQ": (1e-5, 2e-5, 5e-5), "LSQ + KD": (5e-5, 1e-4, 2e-4)},
+    "W8A8": {"LSQ + KD": (1e-5, 2e-5, 5e-5), "SmoothQuant + LSQ + KD": (1e-5, 2e-5, 5e-5)},
+    "W4A8": {"LSQ": (1e-5, 2e-5, 5e-5), "LSQ + KD": (5e-5, 1e-4, 2e-4), "SmoothQuant + LSQ + KD": (5e-5, 1e-4)},
     "W2A8": {"LSQ": (5e-5, 1e-4, 2e-4), "LSQ + KD": (1e-4, 2e-4, 4e-4, 8e-4)},
     "W1A8": {"binary + KD": (2e-4, 4e-4, 8e-4), "split + KD": (1e-4, 2e-4, 4e-4, 8e-4, 16e-4)},
 }
-BORROWED = {"W8A8": "W4A8", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning rate the other cells have
+BORROWED = {"W8A8": "W4A8", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning rates a cell has that has none of its own
 STEPS = {"select": 200, "train": 400, "full": None}
 FULL = {
     "fp32": ("none",),
@@ -254,14 +256,18 @@ class Study:
 
 def chosen(rows: list[dict[str, Any]], cell: str, method: str) -> float:
     """The learning rate with the best accuracy on the unseen rows; of equals the first."""
-    where = BORROWED.get(cell, cell)
-    taught = "distill" in METHODS[method].methods
-    by = method if method in SELECTED[where] else list(SELECTED[where])[-1 if taught else 0]
-    key = {"stage": "select", "cell": where, "method": by}
-    found = [row for row in rows if all(row.get(name) == value for name, value in key.items())]
-    if not found:
-        raise UserError(f"{cell}: no learning rate was selected at {where}; run `select` first")
-    return max(found, key=lambda row: row["simulated"])["learning_rate"]
+
+    def taught(name: str) -> bool:
+        return "distill" in METHODS[name].methods
+
+    for where in (cell, BORROWED.get(cell)):
+        alike = [name for name in SELECTED.get(where, {}) if taught(name) == taught(method)]
+        if alike:
+            key = {"stage": "select", "cell": where, "method": method if method in alike else alike[0]}
+            found = [row for row in rows if all(row.get(name) == value for name, value in key.items())]
+            if found:
+                return max(found, key=lambda row: row["simulated"])["learning_rate"]
+    raise UserError(f"{cell}, {method}: no learning rate was selected; run `select` first")
 
 
 def write_unseen(sst2: Path, path: Path) -> None:
