@@ -97,8 +97,13 @@ METHODS = {
 SELECTED = {  # learning rates to choose from; another method has those of its cell's first one with a teacher, or without
     "fp32": {"none": (5e-6, 1e-5, 2e-5)},
     "W8A8": {"LSQ + KD": (1e-5, 2e-5, 5e-5), "SmoothQuant + LSQ + KD": (1e-5, 2e-5, 5e-5)},
-    "W4A8": {"LSQ": (1e-5, 2e-5, 5e-5), "LSQ + KD": (5e-5, 1e-4, 2e-4), "SmoothQuant + LSQ + KD": (5e-5, 1e-4)},
-    "W2A8": {"LSQ": (5e-5, 1e-4, 2e-4), "LSQ + KD": (1e-4, 2e-4, 4e-4, 8e-4)},
+    "W4A8": {
+        "LSQ": (1e-5, 2e-5, 5e-5),
+        "LSQ + KD": (5e-5, 1e-4, 2e-4),
+        "SmoothQuant + LSQ + KD": (5e-5, 1e-4),
+        "SQuAT": (2e-5, 5e-5),  # weights move in every other step only
+    },
+    "W2A8": {"LSQ": (5e-5, 1e-4, 2e-4), "LSQ + KD": (1e-4, 2e-4, 4e-4, 8e-4), "SQuAT": (1e-4, 2e-4, 4e-4)},
     "W1A8": {"binary + KD": (2e-4, 4e-4, 8e-4), "split + KD": (1e-4, 2e-4, 4e-4, 8e-4, 16e-4)},
 }
 BORROWED = {"W8A8": "W4A8", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning rates a cell has that has none of its own
