@@ -56,12 +56,13 @@ TEACH = {"task": 0.0, "logits": 1.0, "hidden": 1.0, "attention": 1.0}
 TEACH_HALF = {**TEACH, "attention": 0.0}  # half the heads
 LSQ = {"quantizer": "lsq"}
 LEAST_SQUARES = {"range": "mse"}
+SPLIT = {"quantizer": "binary", "split": True}
 ONE_BIT_WORDS = {"quantizer": "binary", "bits": 1, "tables": [["position", {"quantizer": "minmax", "bits": 8}]]}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method of the study; `start`: the recipe whose model it begins with, or `half`, the fp32 model at half its width."""
+    """A method of the study; `start`: the recipe whose model it begins with, or one of NARROW."""
 
     cells: tuple[str, ...]
     weight: Optional[dict[str, Any]] = field(default_factory=lambda: LSQ)
@@ -71,27 +72,29 @@ class Recipe:
     start: Optional[str] = None
 
 
+NARROW = {"half": (0.5, 0.5), "narrow FFN": (1.0, 0.5625)}  # shares of the fp32 model's heads and neurons
 BITS = ("W8A8", "W4A8", "W2A8", "W3A8", "W4A4")
 METHODS = {
     "none": Recipe(("fp32",), weight=None),
     "min-max": Recipe(BITS, LEAST_SQUARES, LEAST_SQUARES),
     "LSQ": Recipe(BITS),
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
-    "SmoothQuant + LSQ + KD": Recipe(("W8A8", "W4A8"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
+    "SmoothQuant + LSQ + KD": Recipe(("W8A8",), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
     "LSQ + cap 2.5": Recipe(BITS, methods={"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}),
     "ternary + KD": Recipe(("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}),
     "binary + KD": Recipe(("W1A8",), {"quantizer": "binary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS),
     "half-width ternary + KD": Recipe(
-        ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH_HALF}, start="half"
+        ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH_HALF}, ONE_BIT_WORDS, start="half"
     ),
-    "split + KD": Recipe(
-        ("W1A8",),
-        {"quantizer": "binary", "split": True},
-        LEAST_SQUARES,
-        {"distill": TEACH_HALF},
-        ONE_BIT_WORDS,
-        start="half-width ternary + KD",
+    "half-width split + KD": Recipe(
+        ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": TEACH_HALF}, ONE_BIT_WORDS, start="half-width ternary + KD"
+    ),
+    "narrow-FFN ternary + KD": Recipe(
+        ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS, start="narrow FFN"
+    ),
+    "narrow-FFN split + KD": Recipe(
+        ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS, start="narrow-FFN ternary + KD"
     ),
 }
 SELECTED = {  # learning rates to choose from; another method has those of its cell's first one with a teacher, or without
@@ -100,11 +103,14 @@ SELECTED = {  # learning rates to choose from; another method has those of its c
     "W4A8": {
         "LSQ": (1e-5, 2e-5, 5e-5),
         "LSQ + KD": (5e-5, 1e-4, 2e-4),
-        "SmoothQuant + LSQ + KD": (5e-5, 1e-4),
         "SQuAT": (2e-5, 5e-5),  # weights move in every other step only
     },
     "W2A8": {"LSQ": (5e-5, 1e-4, 2e-4), "LSQ + KD": (1e-4, 2e-4, 4e-4, 8e-4), "SQuAT": (1e-4, 2e-4, 4e-4)},
-    "W1A8": {"binary + KD": (2e-4, 4e-4, 8e-4), "split + KD": (1e-4, 2e-4, 4e-4, 8e-4, 16e-4)},
+    "W1A8": {
+        "binary + KD": (2e-4, 4e-4, 8e-4),
+        "half-width split + KD": (2e-4, 4e-4, 8e-4),
+        "narrow-FFN split + KD": (2e-4, 4e-4, 8e-4),
+    },
 }
 BORROWED = {"W8A8": "W4A8", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning rates a cell has that has none of its own
 STEPS = {"select": 200, "train": 400, "full": None}
@@ -113,7 +119,7 @@ FULL = {
     "W8A8": ("LSQ + KD",),
     "W4A8": ("LSQ + KD",),
     "W2A8": ("LSQ + KD",),
-    "W1A8": ("split + KD",),
+    "W1A8": ("narrow-FFN split + KD",),
 }
 SHARP_ROWS, RHO = 512, 0.05
 
@@ -209,20 +215,23 @@ class Study:
 
     def start(self, name: str, seed: int) -> Path:
         """The model folder that a row begins with, made or found."""
-        if name == "half":
-            return self.half(seed)
+        if name in NARROW:
+            return self.narrow(name, seed)
         (cell,) = METHODS[name].cells
         return self.trained(cell, name, seed, chosen(self.ledger.rows(), cell, name))[0] / "best_model"
 
-    def half(self, seed: int) -> Path:
-        """The fp32 model at half its width, fine-tuned again by configs/ernie_sst2_minilm_half.yaml."""
-        narrow, fp32 = WORK / "narrow", self.arguments.fp32
-        with alone(WORK / "narrow.lock"):
-            if not narrow.is_dir():
-                narrow_folder(fp32, str(self.data), 0.5, 0.5, narrow, rows=2000)
-        folder = WORK / "runs" / f"half-{seed}-{self.steps or 'full'}"
+    def narrow(self, name: str, seed: int) -> Path:
+        """The fp32 model with fewer heads and neurons, fine-tuned again by configs/ernie_sst2_minilm_half.yaml."""
+        heads, ffn = NARROW[name]
+        name, fp32 = name.replace(" ", "_"), self.arguments.fp32
+        source = WORK / name
+        with alone(WORK / f"{name}.lock"):
+            if not source.is_dir():
+                narrow_folder(fp32, str(self.data), heads, ffn, source, rows=2000)
+        folder = WORK / "runs" / f"{name}-{seed}-{self.steps or 'full'}"
         override = [f"Global.output_dir={folder}", f"Global.seed={seed}", f"Data.path={self.data}"]
-        override += [f"Model.name_or_path={narrow}", f"Slim.distill.teacher={fp32}", *self.length()]
+        override += [f"Model.name_or_path={source}", f"Slim.distill.teacher={fp32}", *self.length()]
+        override += ["Train.select=last", f"Slim.distill.attention={float(heads == 1)}"]
         override += self.arguments.override
         trained(folder, "configs/ernie_sst2_minilm_half.yaml", override, {})
         return folder / "best_model"

@@ -18,13 +18,14 @@ AGAINST_FP32 = (
     ("W8A8", "LSQ + KD", 0.0),
     ("W4A8", "LSQ + KD", -0.3),
     ("W2A8", "LSQ + KD", -2.0),
-    ("W1A8", "split + KD", -3.0),
+    ("W1A8", "narrow-FFN split + KD", -3.0),
 )
 AGAINST_EACH_OTHER = (
     ("W4A8", "SQuAT", "LSQ"),
     ("W3A8", "SQuAT", "LSQ"),
     ("W2A8", "SQuAT", "LSQ"),
-    ("W1A8", "split + KD", "binary + KD"),
+    ("W1A8", "half-width split + KD", "binary + KD"),
+    ("W1A8", "narrow-FFN split + KD", "binary + KD"),
 )
 SMALLER, AGREEMENT = 24.0, 0.995
 
@@ -45,7 +46,8 @@ def main() -> int:
         "grid": grid(cells),
         "squat": paired(rows, "SQuAT", "LSQ"),
         "kurtosis": paired(rows, "LSQ + cap 2.5", "LSQ"),
-        "split": paired(rows, "split + KD", "binary + KD"),
+        "half": paired(rows, "half-width split + KD", "binary + KD"),
+        "narrow": paired(rows, "narrow-FFN split + KD", "binary + KD"),
         "deployed": deployed(cells),
         "full": deployed(full),
     }
