@@ -81,6 +81,7 @@ METHODS = {
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
     "SmoothQuant + LSQ + KD": Recipe(("W8A8",), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
+    "SQuAT, no turns": Recipe(("W4A8", "W2A8", "W3A8"), methods={"squat": {"alternate": "off"}}),
     "LSQ + cap 2.5": Recipe(BITS, methods={"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}),
     "ternary + KD": Recipe(("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}),
     "binary + KD": Recipe(("W1A8",), {"quantizer": "binary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS),

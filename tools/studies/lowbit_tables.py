@@ -45,6 +45,7 @@ def main() -> int:
         "select": selection([row for row in rows if row["stage"] == "select"]),
         "grid": grid(cells),
         "squat": paired(rows, "SQuAT", "LSQ"),
+        "no turns": paired(rows, "SQuAT, no turns", "LSQ"),
         "kurtosis": paired(rows, "LSQ + cap 2.5", "LSQ"),
         "half": paired(rows, "half-width split + KD", "binary + KD"),
         "narrow": paired(rows, "narrow-FFN split + KD", "binary + KD"),
