@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowbit import chosen
+from lowbit import METHODS, chosen
 
 from ernie_kqat import cli, files
 from ernie_kqat.errors import run_tool
@@ -16,6 +16,7 @@ PAGE = RESULTS / "lowbit.md"
 ORDER = ("fp32", "W8A8", "W4A8", "W4A4", "W3A8", "W2A8", "W1A8")
 AGAINST_FP32 = (
     ("W8A8", "LSQ + KD", 0.0),
+    ("W8A8", "SmoothQuant + LSQ + KD", 0.0),
     ("W4A8", "LSQ + KD", -0.3),
     ("W2A8", "LSQ + KD", -2.0),
     ("W1A8", "narrow-FFN split + KD", -3.0),
@@ -38,6 +39,7 @@ def main() -> int:
         for row in rows
         if row["stage"] == "select" or row["learning_rate"] == chosen(rows, row["cell"], row["method"])
     ]
+    rows.sort(key=lambda row: (ORDER.index(row["cell"]), list(METHODS).index(row["method"])))
     cells, full = (list(cells_of([row for row in rows if row["stage"] == stage])) for stage in ("train", "full"))
     files.write_json(RESULTS / "lowbit.json", cells + full)
     tables = {
@@ -123,7 +125,7 @@ def grid(cells: list[dict]) -> list[str]:
     """Methods by cells; simulated accuracy on dev, mean ± standard deviation over the seeds, in percent."""
     columns = [name for name in ORDER if any(cell["cell"] == name for cell in cells)]
     lines = [f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for method in dict.fromkeys(cell["method"] for cell in cells):
+    for method in sorted({cell["method"] for cell in cells}, key=list(METHODS).index):
         own = {cell["cell"]: cell for cell in cells if cell["method"] == method}
         lines.append(f"| {method} | {' | '.join(_figure(own.get(name)) for name in columns)} |")
     return lines
@@ -211,7 +213,7 @@ def deployed(cells: list[dict]) -> list[str]:
         "| cell | method | simulated | deployed | least agreement | packed, x smaller |",
         "|---|---|---|---|---|---|",
     ]
-    for cell in sorted(cells, key=lambda one: ORDER.index(one["cell"])):
+    for cell in cells:
         figures = [f"{cell['runs']['simulated']:.2%}", "-", "-", "-"]
         if "deployed" in cell["runs"]:
             figures[1:] = (
