@@ -79,7 +79,9 @@ METHODS = {
     "min-max": Recipe(BITS, LEAST_SQUARES, LEAST_SQUARES),
     "LSQ": Recipe(BITS),
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
-    "SmoothQuant + LSQ + KD": Recipe(("W8A8",), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
+    "SmoothQuant + LSQ + KD": Recipe(
+        ("W8A8", "W4A8", "W4A4"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}
+    ),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
     "SQuAT, no turns": Recipe(("W4A8", "W2A8", "W3A8"), methods={"squat": {"alternate": "off"}}),
     "LSQ + cap 2.5": Recipe(BITS, methods={"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}),
