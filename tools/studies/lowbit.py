@@ -119,7 +119,7 @@ BORROWED = {"W8A8": "W4A8", "W4A4": "W4A8", "W3A8": "W2A8"}  # whose learning ra
 STEPS = {"select": 200, "train": 400, "full": None}
 FULL = {
     "fp32": ("none",),
-    "W8A8": ("LSQ + KD",),
+    "W8A8": ("SmoothQuant + LSQ + KD",),
     "W4A8": ("LSQ + KD",),
     "W2A8": ("LSQ + KD",),
     "W1A8": ("narrow-FFN split + KD",),
