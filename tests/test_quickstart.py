@@ -194,7 +194,9 @@ def test_tool_reports_what_cannot_be_fetched(home, no_index):
 
 
 @pytest.mark.parametrize(
-    "int8_ops, end", [(38, "logits' std, 38 operators run in INT8"), (None, "logits' std")], ids=["oneDNN", "TensorRT"]
+    ("int8_ops", "end"),
+    [(38, "logits' std, 38 operators run in INT8"), (None, "logits' std")],
+    ids=["oneDNN", "TensorRT"],
 )
 def test_the_last_line_of_the_table(int8_ops, end):
     table = runpy.run_path(str(TOOL.with_name("quickstart.py")))["table"]
