@@ -54,15 +54,18 @@ CELLS = {  # name -> bits of weights and activations
 UNSEEN = "unseen.tsv"
 TEACH = {"task": 0.0, "logits": 1.0, "hidden": 1.0, "attention": 1.0}
 TEACH_HALF = {**TEACH, "attention": 0.0}  # half the heads
+STATES, LOGITS = {**TEACH, "logits": 0.0}, {"task": 0.0, "logits": 1.0}  # BinaryBERT's two stages
 LSQ = {"quantizer": "lsq"}
 LEAST_SQUARES = {"range": "mse"}
+OFFSET = {"quantizer": "lsq", "offset": True}  # LSQ+
+WIDE = {**OFFSET, "init": "mean"}  # from the smallest to the largest value
 SPLIT = {"quantizer": "binary", "split": True}
 ONE_BIT_WORDS = {"quantizer": "binary", "bits": 1, "tables": [["position", {"quantizer": "minmax", "bits": 8}]]}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method of the study; `start`: the recipe whose model it begins with, or one of NARROW."""
+    """A method of the study; `start`: the recipe whose model it begins with, or one of NARROW; `teacher`: one of NARROW."""
 
     cells: tuple[str, ...]
     weight: Optional[dict[str, Any]] = field(default_factory=lambda: LSQ)
@@ -70,28 +73,60 @@ class Recipe:
     methods: dict[str, Any] = field(default_factory=dict)
     embedding: Optional[dict[str, Any]] = None
     start: Optional[str] = None
+    teacher: Optional[str] = None  # the fp32 model
+    epochs: int = 1  # of the stage's steps each
 
 
 NARROW = {"half": (0.5, 0.5), "narrow FFN": (1.0, 0.5625)}  # shares of the fp32 model's heads and neurons
 BITS = ("W8A8", "W4A8", "W2A8", "W3A8", "W4A4")
 METHODS = {
     "none": Recipe(("fp32",), weight=None),
+    "none, 3 epochs": Recipe(("fp32",), weight=None, epochs=3),
     "min-max": Recipe(BITS, LEAST_SQUARES, LEAST_SQUARES),
     "LSQ": Recipe(BITS),
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
+    "LSQ+ + KD": Recipe(("W8A8", "W4A8"), activation=OFFSET, methods={"distill": TEACH}),
+    "LSQ+ from min to max + KD": Recipe(("W8A8", "W4A8"), activation=WIDE, methods={"distill": TEACH}),
+    "LSQ+ + KD, 3 epochs": Recipe(("W4A8",), activation=OFFSET, methods={"distill": TEACH}, epochs=3),
     "SmoothQuant + LSQ + KD": Recipe(
         ("W8A8", "W4A8", "W4A4"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}
     ),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
     "SQuAT, no turns": Recipe(("W4A8", "W2A8", "W3A8"), methods={"squat": {"alternate": "off"}}),
+    "SQuAT, rho 0.02": Recipe(("W3A8", "W2A8"), methods={"squat": {"rho": 0.02}}),
+    "SQuAT, rho 0.01": Recipe(("W3A8", "W2A8"), methods={"squat": {"rho": 0.01}}),
+    "SQuAT, no turns, rho 0.02": Recipe(("W3A8", "W2A8"), methods={"squat": {"alternate": "off", "rho": 0.02}}),
+    "SQuAT, no turns, rho 0.01": Recipe(("W3A8", "W2A8"), methods={"squat": {"alternate": "off", "rho": 0.01}}),
     "LSQ + cap 2.5": Recipe(BITS, methods={"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}),
     "ternary + KD": Recipe(("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}),
     "binary + KD": Recipe(("W1A8",), {"quantizer": "binary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS),
+    "binary + KD, 3 epochs": Recipe(
+        ("W1A8",), {"quantizer": "binary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS, epochs=3
+    ),
     "half-width ternary + KD": Recipe(
         ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH_HALF}, ONE_BIT_WORDS, start="half"
     ),
     "half-width split + KD": Recipe(
         ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": TEACH_HALF}, ONE_BIT_WORDS, start="half-width ternary + KD"
+    ),
+    # As BinaryBERT's authors train it, the half-width fp32 model being the teacher.
+    "half-width ternary, states": Recipe(
+        ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": STATES}, ONE_BIT_WORDS, "half", "half"
+    ),
+    "half-width ternary, logits": Recipe(
+        ("W2A8",),
+        {"quantizer": "ternary"},
+        LEAST_SQUARES,
+        {"distill": LOGITS},
+        ONE_BIT_WORDS,
+        "half-width ternary, states",
+        "half",
+    ),
+    "half-width split, states": Recipe(
+        ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": STATES}, ONE_BIT_WORDS, "half-width ternary, logits", "half"
+    ),
+    "half-width split, logits": Recipe(
+        ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": LOGITS}, ONE_BIT_WORDS, "half-width split, states", "half"
     ),
     "narrow-FFN ternary + KD": Recipe(
         ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS, start="narrow FFN"
@@ -106,9 +141,21 @@ SELECTED = {  # learning rates to choose from; another method has those of its c
     "W4A8": {
         "LSQ": (1e-5, 2e-5, 5e-5),
         "LSQ + KD": (5e-5, 1e-4, 2e-4),
+        "LSQ+ + KD": (1e-4, 2e-4),
+        "LSQ+ from min to max + KD": (5e-5, 1e-4, 2e-4),
+        "LSQ+ + KD, 3 epochs": (1e-4, 2e-4),
         "SQuAT": (2e-5, 5e-5),  # weights move in every other step only
     },
-    "W2A8": {"LSQ": (5e-5, 1e-4, 2e-4), "LSQ + KD": (1e-4, 2e-4, 4e-4, 8e-4), "SQuAT": (1e-4, 2e-4, 4e-4)},
+    "W2A8": {
+        "LSQ": (5e-5, 1e-4, 2e-4),
+        "LSQ + KD": (1e-4, 2e-4, 4e-4, 8e-4),
+        "SQuAT": (1e-4, 2e-4, 4e-4),
+        "SQuAT, rho 0.02": (2e-4,),
+        "SQuAT, rho 0.01": (2e-4,),
+        "SQuAT, no turns": (1e-4, 2e-4),
+        "SQuAT, no turns, rho 0.02": (1e-4,),
+        "SQuAT, no turns, rho 0.01": (1e-4,),
+    },
     "W1A8": {
         "binary + KD": (2e-4, 4e-4, 8e-4),
         "half-width split + KD": (2e-4, 4e-4, 8e-4),
@@ -134,7 +181,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, metavar="DIR", help="GLUE's SST-2 folder")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), metavar="CELL", help="default: all of the stage")
     parser.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help="of train"
+        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help="default: all"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
@@ -172,7 +219,7 @@ class Study:
         for seed in [0] if selecting else arguments.seeds:
             for cell in [cell for cell in cells if cell in (arguments.cells or CELLS)]:
                 for method in cells[cell]:
-                    if cell in METHODS[method].cells:
+                    if cell in METHODS[method].cells and method in arguments.methods:
                         for rate in SELECTED[cell][method] if selecting else [chosen(self.ledger.rows(), cell, method)]:
                             if not self.ledger.has(self.key(cell, method, seed, rate)):
                                 yield cell, method, seed, rate
@@ -198,7 +245,7 @@ class Study:
         recipe, fp32 = METHODS[method], self.arguments.fp32
         start = fp32 if recipe.start is None else str(self.start(recipe.start, seed))
         override = [f"Global.output_dir={folder}", f"Global.seed={seed}", f"Data.path={self.data}"]
-        override += [f"Model.name_or_path={start}", f"Train.learning_rate={rate}", *self.length()]
+        override += [f"Model.name_or_path={start}", f"Train.learning_rate={rate}", *self.length(METHODS[method].epochs)]
         override += self.arguments.override
         bits, act_bits = CELLS[cell]
         quant = None
@@ -208,13 +255,15 @@ class Study:
             quant.update({"embedding": recipe.embedding} if recipe.embedding else {})
         override.append(f"Slim.quant={json.dumps(quant)}")
         for name, options in recipe.methods.items():
-            options = {**options, "teacher": fp32} if name == "distill" else options
+            if name == "distill":
+                options = {**options, "teacher": str(self.narrow(recipe.teacher, seed)) if recipe.teacher else fp32}
             override.append(f"Slim.{name}={json.dumps(options)}")
         return folder, trained(folder, CONFIG, override, {fp32: "FP32", str(self.data): "DATA"})
 
-    def length(self) -> list[str]:
+    def length(self, epochs: int = 1) -> list[str]:
         """The keys that say how much is trained."""
-        return ["Data.train_rows=null"] if self.steps is None else [f"Train.max_steps={self.steps}"]
+        longer = [] if epochs == 1 else [f"Train.epochs={epochs}"]
+        return [*longer, "Data.train_rows=null" if self.steps is None else f"Train.max_steps={epochs * self.steps}"]
 
     def start(self, name: str, seed: int) -> Path:
         """The model folder that a row begins with, made or found."""

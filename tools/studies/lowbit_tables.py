@@ -14,10 +14,13 @@ from ernie_kqat.errors import run_tool
 RESULTS = Path(__file__).parents[2] / "docs/results"
 PAGE = RESULTS / "lowbit.md"
 ORDER = ("fp32", "W8A8", "W4A8", "W4A4", "W3A8", "W2A8", "W1A8")
+GENTLE = "SQuAT, no turns, rho 0.02"
 AGAINST_FP32 = (
     ("W8A8", "LSQ + KD", 0.0),
     ("W8A8", "SmoothQuant + LSQ + KD", 0.0),
+    ("W8A8", "LSQ+ + KD", 0.0),
     ("W4A8", "LSQ + KD", -0.3),
+    ("W4A8", "LSQ+ + KD", -0.3),
     ("W4A8", "SmoothQuant + LSQ + KD", -0.3),
     ("W2A8", "LSQ + KD", -2.0),
     ("W1A8", "narrow-FFN split + KD", -3.0),
@@ -25,9 +28,13 @@ AGAINST_FP32 = (
 AGAINST_EACH_OTHER = (
     ("W4A8", "SQuAT", "LSQ"),
     ("W3A8", "SQuAT", "LSQ"),
+    ("W3A8", GENTLE, "LSQ"),
     ("W2A8", "SQuAT", "LSQ"),
+    ("W2A8", GENTLE, "LSQ"),
     ("W1A8", "half-width split + KD", "binary + KD"),
+    ("W1A8", "half-width split, logits", "binary + KD, 3 epochs"),
     ("W1A8", "narrow-FFN split + KD", "binary + KD"),
+    ("W1A8", "narrow-FFN split + KD", "binary + KD, 3 epochs"),
 )
 SMALLER, AGREEMENT = 24.0, 0.995
 
@@ -49,9 +56,13 @@ def main() -> int:
         "grid": grid(cells),
         "squat": paired(rows, "SQuAT", "LSQ"),
         "no turns": paired(rows, "SQuAT, no turns", "LSQ"),
+        "gentle": paired(rows, GENTLE, "LSQ"),
+        "offset": paired(rows, "LSQ+ + KD", "LSQ + KD"),
         "kurtosis": paired(rows, "LSQ + cap 2.5", "LSQ"),
         "half": paired(rows, "half-width split + KD", "binary + KD"),
         "narrow": paired(rows, "narrow-FFN split + KD", "binary + KD"),
+        "stages": paired(rows, "half-width split, logits", "binary + KD, 3 epochs"),
+        "longer": paired(rows, "narrow-FFN split + KD", "binary + KD, 3 epochs"),
         "deployed": deployed(cells),
         "full": deployed(full),
     }
@@ -167,7 +178,7 @@ def goals(rows: list[dict], cells: list[dict]) -> Iterator[str]:
                 len(points),
                 100 * statistics.mean(points) >= least,
             )
-            if method == "SQuAT":
+            if method.startswith("SQuAT"):
                 sharp = [statistics.mean(row["sharpness"] for row in found) for found in pair]
                 text = f"{sharp[0]:.3f} and {sharp[1]:.3f}"
                 yield _goal(f"{cell}, {method}: flatter than {name}", text, len(points), sharp[0] < sharp[1])
