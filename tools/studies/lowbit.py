@@ -143,7 +143,6 @@ SELECTED = {  # learning rates to choose from; another method has those of its c
         "LSQ + KD": (5e-5, 1e-4, 2e-4),
         "LSQ+ + KD": (1e-4, 2e-4),
         "LSQ+ from min to max + KD": (5e-5, 1e-4, 2e-4),
-        "LSQ+ + KD, 3 epochs": (1e-4, 2e-4),
         "SQuAT": (2e-5, 5e-5),  # weights move in every other step only
     },
     "W2A8": {
