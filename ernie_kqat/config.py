@@ -113,8 +113,7 @@ class ActivationQuant:
     percentile: float = number(99.99, 50.0, 100.0, "of |x| (range: percentile)")
     range_lr: float = number(100.0, 0.0, 1e6, "learning rate of log(range), as a multiple (range: learned)")
     init: Literal["mean", "mse"] = option(
-        "mse",
-        "as of weights, the mean of the calibration batches' steps; mean with an offset: min to max (quantizer: lsq)",
+        "mse", "as of weights, the mean of the calibration batches' steps; with an offset LSQ+'s (quantizer: lsq)"
     )
     step_lr: float = number(1.0, 0.0, 1e6, "learning rate of step and offset, as a multiple (quantizer: lsq)")
     offset: bool = option(False, "a trained offset, as in LSQ+; it is deployed in the bias (quantizer: lsq)")

@@ -116,44 +116,6 @@ def test_an_activation_begins_at_the_mean_over_the_calibration_batches(init):
     np.testing.assert_allclose(quantizer.step().numpy(), [2 * BEGINS[init]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("init", BEGINS)
-def test_with_an_offset_it_begins_at_the_mean_of_both(init):
-    quantizer = activation_quantizer(calibration_batches=2, init=init, offset=True)
-    for scale in (1.0, 3.0):
-        quantizer(paddle.to_tensor(GELU_LIKE * np.float32(scale)))
-    low, high = float(GELU_LIKE.min()), float(GELU_LIKE.max())
-    step, offset = numeric.mse_grid(GELU_LIKE.reshape(-1), 8) if init == "mse" else ((high - low) / 255, 0.0)
-    offset = offset if init == "mse" else low + 128 * step
-    np.testing.assert_allclose(quantizer.step().numpy(), [2 * step], rtol=1e-4)
-    np.testing.assert_allclose(quantizer.offset(), 2 * offset, rtol=1e-4)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_the_least_squares_grid_has_no_better_neighbour(bits):
-    values = np.concatenate([GELU_LIKE.reshape(-1), np.float32([9, 10])])
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-
-    def error(step, offset):
-        q = np.rint(np.clip((values.astype(np.float64) - offset) / step, low, high))
-        return np.square(values - offset - step * q).sum()
-
-    step, offset = numeric.mse_grid(values, bits)
-    whole = (values.max() - values.min()) / (high - low)
-    assert error(step, offset) <= error(whole, values.min() - low * whole)
-    symmetric = numeric.mse_range(values.reshape(-1, 1), bits, "tensor")[0] / max(high, 1)
-    assert error(step, offset) < error(symmetric, 0.0)
-    for factor in (0.5, 2.0):
-        assert error(step, offset) < error(factor * step, offset)
-    for shift in (-0.3 * step, 0.3 * step):
-        assert error(step, offset) < error(step, offset + shift)
-
-
-def test_the_least_squares_grid_of_equal_values_keeps_them():
-    step, offset = numeric.mse_grid(np.full(7, 2.5, np.float32), 8)
-    assert step > 0
-    assert step * round((2.5 - offset) / step) + offset == 2.5
-
-
 def test_with_an_offset_all_levels_serve_a_lopsided_tensor():
     error = {}
     for offset in (False, True):

@@ -6,9 +6,9 @@
     dQ/doffset = 0 inside, 1 outside                                            both times 1 / sqrt(N high)
 
 Differs from the papers: integers are symmetric for weights (±high), which every engine takes, and not high + 1 below; the
-step begins at least squares, an activation's with its offset; with `init: mean` at LSQ's 2 mean|v| / sqrt(high), and with an
-offset at the smallest and largest value (docs/decisions/0032); an activation's is averaged over the calibration batches and not
-taken from the first; a step that training would make negative is kept positive.
+step begins at least squares, and at LSQ's 2 mean|v| / sqrt(high) with `init: mean` (docs/decisions/0032); that of an activation
+with an offset at (max - min) / (high - low); an activation's is averaged over the calibration batches and not taken from the
+first; a step that training would make negative is kept positive.
 
 Deployment: a weight's step is as any other. An offset costs nothing in the INT8 product: the layer quantizes x - offset, and
 offset * (column sums of its weight on the grid) goes into its bias.
@@ -111,9 +111,7 @@ class LSQActivation(ActivationQuantizer):
 
     @paddle.no_grad()
     def _begin(self, x: np.ndarray) -> None:
-        if self.options.offset and self.options.init == "mse":
-            step, offset = numeric.mse_grid(numeric.sample(x, SAMPLE), self.bits)
-        elif self.options.offset:
+        if self.options.offset:
             low, high = float(x.min()), float(x.max())
             step = max((high - low) / (self.high - self.low), SMALLEST)
             offset = low - step * self.low

@@ -51,39 +51,6 @@ def mse_range(
     return (best * largest).astype(np.float32)
 
 
-def mse_grid(values: np.ndarray, bits: int, refinements: int = 4) -> tuple[float, float]:
-    """Step and offset of least sum (v - offset - step * round(clip((v - offset) / step)))^2 over float32 [n], with integers
-    -2^(bits-1) to 2^(bits-1) - 1 (LSQ+, arXiv 2004.09576, section 3.2).
-
-    A grid search over how much of either end is cut off, then Lloyd's alternation: for fixed integers q the best step and offset
-    are the regression of v on q. Equal values: a step of 1 and an offset that keeps them.
-    """
-    values = np.asarray(values, np.float64)
-    low, high = -qmax(bits) - 1, qmax(bits)
-    least, most = float(values.min()), float(values.max())
-    if least == most:
-        return 1.0, least
-
-    def error(step: float, offset: float) -> tuple[float, np.ndarray]:
-        q = np.rint(np.clip((values - offset) / step, low, high))
-        return float(np.square(values - offset - step * q).sum()), q
-
-    middle = float(np.median(values))
-    kept = np.linspace(0.1, 1, 10)  # of the way from the median to either end
-    steps = [(middle + a * (least - middle), middle + b * (most - middle)) for a in kept for b in kept]
-    grids = [((b - a) / (high - low), a - low * (b - a) / (high - low)) for a, b in steps if b > a]
-    best = min(grids, key=lambda grid: error(*grid)[0])
-    for _ in range(refinements):
-        found, q = error(*best)
-        spread = q - q.mean()
-        step = float(spread @ values / (spread @ spread)) if spread.any() else best[0]
-        refined = (step, float(values.mean() - step * q.mean()))
-        if not (step > 0 and error(*refined)[0] < found):
-            break
-        best = refined
-    return best
-
-
 def ternary_step(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, np.ndarray]:
     """Threshold and step of ternary weights, shapes as `absmax_range` (TWN, arXiv 1605.04711, equations 5 and 6):
 

@@ -58,7 +58,6 @@ STATES, LOGITS = {**TEACH, "logits": 0.0}, {"task": 0.0, "logits": 1.0}  # Binar
 LSQ = {"quantizer": "lsq"}
 LEAST_SQUARES = {"range": "mse"}
 OFFSET = {"quantizer": "lsq", "offset": True}  # LSQ+
-WIDE = {**OFFSET, "init": "mean"}  # from the smallest to the largest value
 SPLIT = {"quantizer": "binary", "split": True}
 ONE_BIT_WORDS = {"quantizer": "binary", "bits": 1, "tables": [["position", {"quantizer": "minmax", "bits": 8}]]}
 
@@ -86,7 +85,6 @@ METHODS = {
     "LSQ": Recipe(BITS),
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
     "LSQ+ + KD": Recipe(("W8A8", "W4A8"), activation=OFFSET, methods={"distill": TEACH}),
-    "LSQ+ from min to max + KD": Recipe(("W8A8", "W4A8"), activation=WIDE, methods={"distill": TEACH}),
     "LSQ+ + KD, 3 epochs": Recipe(("W4A8",), activation=OFFSET, methods={"distill": TEACH}, epochs=3),
     "SmoothQuant + LSQ + KD": Recipe(
         ("W8A8", "W4A8", "W4A4"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}
@@ -141,8 +139,7 @@ SELECTED = {  # learning rates to choose from; another method has those of its c
     "W4A8": {
         "LSQ": (1e-5, 2e-5, 5e-5),
         "LSQ + KD": (5e-5, 1e-4, 2e-4),
-        "LSQ+ + KD": (1e-4, 2e-4),
-        "LSQ+ from min to max + KD": (5e-5, 1e-4, 2e-4),
+        "LSQ+ + KD": (5e-5, 1e-4, 2e-4),
         "SQuAT": (2e-5, 5e-5),  # weights move in every other step only
     },
     "W2A8": {
