@@ -74,6 +74,7 @@ class Recipe:
     start: Optional[str] = None
     teacher: Optional[str] = None  # the fp32 model
     epochs: int = 1  # of the stage's steps each
+    only_select: bool = False  # not trained: another one was better
 
 
 NARROW = {"half": (0.5, 0.5), "narrow FFN": (1.0, 0.5625)}  # shares of the fp32 model's heads and neurons
@@ -86,15 +87,15 @@ METHODS = {
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
     "LSQ+ + KD": Recipe(("W8A8", "W4A8"), activation=OFFSET, methods={"distill": TEACH}),
     "LSQ+ + KD, 3 epochs": Recipe(("W4A8",), activation=OFFSET, methods={"distill": TEACH}, epochs=3),
-    "SmoothQuant + LSQ + KD": Recipe(
-        ("W8A8", "W4A8", "W4A4"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}
-    ),
+    "SmoothQuant + LSQ + KD": Recipe(("W8A8", "W4A8"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
-    "SQuAT, no turns": Recipe(("W4A8", "W2A8", "W3A8"), methods={"squat": {"alternate": "off"}}),
-    "SQuAT, rho 0.02": Recipe(("W3A8", "W2A8"), methods={"squat": {"rho": 0.02}}),
-    "SQuAT, rho 0.01": Recipe(("W3A8", "W2A8"), methods={"squat": {"rho": 0.01}}),
+    "SQuAT, rho 0.02": Recipe(("W2A8",), methods={"squat": {"rho": 0.02}}, only_select=True),
+    "SQuAT, rho 0.01": Recipe(("W2A8",), methods={"squat": {"rho": 0.01}}, only_select=True),
+    "SQuAT, no turns": Recipe(("W2A8",), methods={"squat": {"alternate": "off"}}, only_select=True),
     "SQuAT, no turns, rho 0.02": Recipe(("W3A8", "W2A8"), methods={"squat": {"alternate": "off", "rho": 0.02}}),
-    "SQuAT, no turns, rho 0.01": Recipe(("W3A8", "W2A8"), methods={"squat": {"alternate": "off", "rho": 0.01}}),
+    "SQuAT, no turns, rho 0.01": Recipe(
+        ("W2A8",), methods={"squat": {"alternate": "off", "rho": 0.01}}, only_select=True
+    ),
     "LSQ + cap 2.5": Recipe(BITS, methods={"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}),
     "ternary + KD": Recipe(("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}),
     "binary + KD": Recipe(("W1A8",), {"quantizer": "binary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS),
@@ -215,7 +216,8 @@ class Study:
         for seed in [0] if selecting else arguments.seeds:
             for cell in [cell for cell in cells if cell in (arguments.cells or CELLS)]:
                 for method in cells[cell]:
-                    if cell in METHODS[method].cells and method in arguments.methods:
+                    recipe = METHODS[method]
+                    if cell in recipe.cells and method in arguments.methods and (selecting or not recipe.only_select):
                         for rate in SELECTED[cell][method] if selecting else [chosen(self.ledger.rows(), cell, method)]:
                             if not self.ledger.has(self.key(cell, method, seed, rate)):
                                 yield cell, method, seed, rate

@@ -56,7 +56,6 @@ def main() -> int:
         "select": selection([row for row in rows if row["stage"] == "select"]),
         "grid": grid(cells),
         "squat": paired(rows, "SQuAT", "LSQ"),
-        "no turns": paired(rows, "SQuAT, no turns", "LSQ"),
         "gentle": paired(rows, GENTLE, "LSQ"),
         "offset": paired(rows, "LSQ+ + KD", "LSQ + KD"),
         "kurtosis": paired(rows, "LSQ + cap 2.5", "LSQ"),
