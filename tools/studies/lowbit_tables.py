@@ -1,4 +1,5 @@
-"""Tables of tools/studies/lowbit.py: docs/results/lowbit.json (one row for the seeds of each cell and method), lowbit.md's."""
+"""Tables of tools/studies/lowbit.py: docs/results/lowbit.json (one row for the seeds of each cell and method), lowbit.md's, the
+README's."""
 
 import json
 import re
@@ -11,8 +12,9 @@ from lowbit import METHODS, chosen
 from ernie_kqat import cli, files
 from ernie_kqat.errors import run_tool
 
-RESULTS = Path(__file__).parents[2] / "docs/results"
-PAGE = RESULTS / "lowbit.md"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs/results"
+PAGES = (RESULTS / "lowbit.md", ROOT / "README.md", ROOT / "README_cn.md")
 ORDER = ("fp32", "W8A8", "W4A8", "W4A4", "W3A8", "W2A8", "W1A8")
 GENTLE = "SQuAT, no turns, rho 0.02"
 AGAINST_FP32 = (
@@ -36,6 +38,14 @@ AGAINST_EACH_OTHER = (
     ("W1A8", "half-width split, logits", "binary + KD, 3 epochs"),
     ("W1A8", "narrow-FFN split + KD", "binary + KD"),
     ("W1A8", "narrow-FFN split + KD", "binary + KD, 3 epochs"),
+)
+RECIPES = (  # what to choose at which bits: configs/ernie_sst2_minilm_….yaml, and what to say otherwise
+    ("fp32", "none", "", ""),
+    ("W8A8", "SmoothQuant + LSQ + KD", "smoothkd", ""),
+    ("W4A8", "LSQ+ + KD", "lsqpluskd", ""),
+    ("W3A8", "LSQ + KD", "kdlsq", " `-o Slim.quant.weight.bits=3`"),
+    ("W2A8", "LSQ + KD", "kdlsq", ""),
+    ("W1A8", "narrow-FFN split + KD", "w1_3_split", ""),
 )
 SMALLER, AGREEMENT = 24.0, 0.995
 
@@ -65,14 +75,22 @@ def main() -> int:
         "longer": paired(rows, "narrow-FFN split + KD", "binary + KD, 3 epochs"),
         "deployed": deployed(cells),
         "full": deployed(full),
+        "recipes": recipes(cells, "| bits | method | config | accuracy | packed, x smaller |"),
+        "recipes, Chinese": recipes(cells, "| 位数 | 方法 | 配置 | 准确率 | 打包后缩小倍数 |"),
     }
-    page = PAGE.read_text(encoding="utf-8")
+    for name, lines in tables.items():
+        print("\n".join([f"{name}:", *lines, ""]))
+    for page in PAGES:
+        files.write_text(page, filled(page.read_text(encoding="utf-8"), tables))
+    return 0
+
+
+def filled(text: str, tables: dict[str, list[str]]) -> str:
+    """The page with each table between its marks."""
     for name, lines in tables.items():
         block = "\n".join([f"<!-- table: {name} -->", *lines, "<!-- end -->"])
-        page = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, b=block: b, page, flags=re.S)
-        print("\n".join([f"{name}:", *lines, ""]))
-    files.write_text(PAGE, page)
-    return 0
+        text = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, b=block: b, text, flags=re.S)
+    return text
 
 
 def cells_of(rows: list[dict]) -> Iterator[dict]:
@@ -149,6 +167,20 @@ def _figure(cell: dict | None) -> str:
     deviation = "" if cell["accuracy_std"] is None else f" ± {100 * cell['accuracy_std']:.2f}"
     few = "" if len(cell["seeds"]) > 2 else f" ({len(cell['seeds'])})"
     return f"{100 * cell['accuracy_mean']:.2f}{deviation}{few}"
+
+
+def recipes(cells: list[dict], header: str) -> list[str]:
+    """What to choose at which bits."""
+    lines = [header, "|---" * 5 + "|"]
+    found = {(cell["cell"], cell["method"]): cell for cell in cells}
+    for bits, method, config, override in RECIPES:
+        cell = found[bits, method]
+        columns = ["-", "-", _figure(cell), "-"]
+        if config:
+            link = f"[{config}](configs/ernie_sst2_minilm_{config}.yaml){override}"
+            columns = [method, link, _figure(cell), f"{cell['size_ratio']:.1f}"]
+        lines.append(f"| {bits} | {' | '.join(columns)} |")
+    return lines
 
 
 def matched(rows: list[dict], one: tuple[str, str], other: tuple[str, str]) -> tuple[list[dict], list[dict]]:
