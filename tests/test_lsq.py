@@ -96,9 +96,19 @@ def test_activation_gradients(bits, offset):
     np.testing.assert_allclose(quantized.numpy(), values, atol=1e-5)
     assert 0 < inside.mean() < 1
     np.testing.assert_allclose(x.grad.numpy(), np.where(inside, grad, 0))
-    np.testing.assert_allclose(quantizer.lsq_step.grad.numpy(), [(to_step * grad).sum() * factor], rtol=2e-3)
     if offset:
-        np.testing.assert_allclose(quantizer.lsq_offset.grad.numpy(), [(to_offset * grad).sum() * factor], rtol=1e-3)
+        np.testing.assert_allclose(quantizer.lsq_lowest.grad.numpy(), [(to_offset * grad).sum() * factor], rtol=1e-3)
+        to_step = to_step - low * to_offset  # integers that begin at 0 (2004.09576, equation 3)
+    np.testing.assert_allclose(quantizer.lsq_step.grad.numpy(), [(to_step * grad).sum() * factor], rtol=2e-3)
+
+
+def test_a_wider_step_leaves_the_lowest_value():
+    quantizer = activation_quantizer(offset=True, calibration_batches=1)
+    x = paddle.to_tensor(GELU_LIKE)
+    lowest = quantizer(x).min()
+    np.testing.assert_allclose(float(lowest), GELU_LIKE.min(), rtol=1e-5)
+    quantizer.lsq_step.set_value(2 * quantizer.lsq_step)
+    np.testing.assert_allclose(float(quantizer(x).min()), GELU_LIKE.min(), rtol=1e-5)
 
 
 BEGINS = {
@@ -170,4 +180,4 @@ def test_layers_that_read_one_tensor_share_step_and_offset(tiny_ernie):
     attention = model.ernie.encoder.layers[0].self_attn
     q, k = attention.q_proj._fake_quant_input, attention.k_proj._fake_quant_input
     assert q.lsq_step is k.lsq_step
-    assert q.lsq_offset is k.lsq_offset
+    assert q.lsq_lowest is k.lsq_lowest

@@ -7,8 +7,9 @@
 
 Differs from the papers: integers are symmetric for weights (±high), which every engine takes, and not high + 1 below; the
 step begins at least squares, and at LSQ's 2 mean|v| / sqrt(high) with `init: mean` (docs/decisions/0032); that of an activation
-with an offset at (max - min) / (high - low); an activation's is averaged over the calibration batches and not taken from the
-first; a step that training would make negative is kept positive.
+with an offset at (max - min) / (high - low). LSQ+'s integers begin at 0 and so its offset is the lowest value: that is trained
+here too, the engine's integers being signed, and offset = lowest - low * step. An activation's step is averaged over the
+calibration batches and not taken from the first; a step that training would make negative is kept positive.
 
 Deployment: a weight's step is as any other. An offset costs nothing in the INT8 product: the layer quantizes x - offset, and
 offset * (column sums of its weight on the grid) goes into its bias.
@@ -79,15 +80,16 @@ class LSQActivation(ActivationQuantizer):
 
     def __init__(self, options):
         super().__init__(options)
-        self.register_buffer("begun", paddle.zeros([3]))  # calibration batches, and the sums of their steps and offsets
+        self.register_buffer("begun", paddle.zeros([3]))  # calibration batches, and the sums of their steps and minima
         self.lsq_step = _parameter(self, np.ones(1, np.float32), options.step_lr)
         if options.offset:
-            self.lsq_offset = _parameter(self, np.zeros(1, np.float32), options.step_lr)
+            # Not the offset: that would have the low end move by -low times what the step does.
+            self.lsq_lowest = _parameter(self, np.zeros(1, np.float32), options.step_lr)
 
     def share(self, other):
         self.lsq_step = other.lsq_step
         if self.options.offset:
-            self.lsq_offset = other.lsq_offset
+            self.lsq_lowest = other.lsq_lowest
 
     def step(self):
         return self.lsq_step.clip(min=SMALLEST)
@@ -96,7 +98,10 @@ class LSQActivation(ActivationQuantizer):
         self.lsq_step.set_value(np.array([step], np.float32))
 
     def offset(self):
-        return float(self.lsq_offset) if self.options.offset else 0.0
+        return float(self._offset()) if self.options.offset else 0.0
+
+    def _offset(self) -> paddle.Tensor:
+        return self.lsq_lowest - self.low * self.step()
 
     def calibrated(self):
         return float(self.begun[0]) > 0
@@ -106,25 +111,24 @@ class LSQActivation(ActivationQuantizer):
             self._begin(x.detach().numpy())
         self.check_calibrated()
         if self.options.offset:
-            return LearnedStepAndOffset.apply(x, self.step(), self.lsq_offset, self.low, self.high, parallel.size())
+            return LearnedStepAndOffset.apply(x, self.step(), self._offset(), self.low, self.high, parallel.size())
         return LearnedStep.apply(x, self.step(), self.low, self.high, parallel.size())
 
     @paddle.no_grad()
     def _begin(self, x: np.ndarray) -> None:
         if self.options.offset:
             low, high = float(x.min()), float(x.max())
-            step = max((high - low) / (self.high - self.low), SMALLEST)
-            offset = low - step * self.low
+            step, lowest = max((high - low) / (self.high - self.low), SMALLEST), low
         elif self.options.init == "mse":
             values = numeric.sample(x, SAMPLE).reshape(-1, 1)
-            step, offset = float(numeric.mse_range(values, self.bits, "tensor")[0]) / self.high, 0.0
+            step, lowest = float(numeric.mse_range(values, self.bits, "tensor")[0]) / self.high, 0.0
         else:
-            step, offset = float(initial_step(x, self.high)[0]), 0.0
-        self.begun.set_value(self.begun.numpy() + np.array([1, step, offset], np.float32))
-        batches, steps, offsets = self.begun.numpy()
+            step, lowest = float(initial_step(x, self.high)[0]), 0.0
+        self.begun.set_value(self.begun.numpy() + np.array([1, step, lowest], np.float32))
+        batches, steps, minima = self.begun.numpy()
         self.lsq_step.set_value(np.array([steps / batches], np.float32))
         if self.options.offset:
-            self.lsq_offset.set_value(np.array([offsets / batches], np.float32))
+            self.lsq_lowest.set_value(np.array([minima / batches], np.float32))
 
 
 def _parameter(layer: paddle.nn.Layer, initial: np.ndarray, learning_rate: float) -> paddle.Tensor:
