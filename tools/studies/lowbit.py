@@ -87,6 +87,9 @@ METHODS = {
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
     "LSQ+ + KD": Recipe(("W8A8", "W4A8"), activation=OFFSET, methods={"distill": TEACH}),
     "LSQ+ + KD, 3 epochs": Recipe(("W4A8",), activation=OFFSET, methods={"distill": TEACH}, epochs=3),
+    "SmoothQuant + LSQ+ + KD": Recipe(
+        ("W8A8", "W4A8"), activation=OFFSET, methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}
+    ),
     "SmoothQuant + LSQ + KD": Recipe(("W8A8", "W4A8"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
     "SQuAT, rho 0.02": Recipe(("W2A8",), methods={"squat": {"rho": 0.02}}, only_select=True),
@@ -141,6 +144,7 @@ SELECTED = {  # learning rates to choose from; another method has those of its c
         "LSQ": (1e-5, 2e-5, 5e-5),
         "LSQ + KD": (5e-5, 1e-4, 2e-4),
         "LSQ+ + KD": (5e-5, 1e-4, 2e-4),
+        "SmoothQuant + LSQ+ + KD": (5e-5, 1e-4),
         "SQuAT": (2e-5, 5e-5),  # weights move in every other step only
     },
     "W2A8": {
