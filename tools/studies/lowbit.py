@@ -72,7 +72,7 @@ class Recipe:
     methods: dict[str, Any] = field(default_factory=dict)
     embedding: Optional[dict[str, Any]] = None
     start: Optional[str] = None
-    teacher: Optional[str] = None  # the fp32 model
+    teacher: Optional[str] = None  # None: the fp32 model
     epochs: int = 1  # of the stage's steps each
     only_select: bool = False  # not trained: another one was better
 
@@ -113,7 +113,13 @@ METHODS = {
     ),
     # As BinaryBERT's authors train it, the half-width fp32 model being the teacher.
     "half-width ternary, states": Recipe(
-        ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": STATES}, ONE_BIT_WORDS, "half", "half"
+        ("W2A8",),
+        {"quantizer": "ternary"},
+        LEAST_SQUARES,
+        {"distill": STATES},
+        ONE_BIT_WORDS,
+        start="half",
+        teacher="half",
     ),
     "half-width ternary, logits": Recipe(
         ("W2A8",),
@@ -121,14 +127,26 @@ METHODS = {
         LEAST_SQUARES,
         {"distill": LOGITS},
         ONE_BIT_WORDS,
-        "half-width ternary, states",
-        "half",
+        start="half-width ternary, states",
+        teacher="half",
     ),
     "half-width split, states": Recipe(
-        ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": STATES}, ONE_BIT_WORDS, "half-width ternary, logits", "half"
+        ("W1A8",),
+        SPLIT,
+        LEAST_SQUARES,
+        {"distill": STATES},
+        ONE_BIT_WORDS,
+        start="half-width ternary, logits",
+        teacher="half",
     ),
     "half-width split, logits": Recipe(
-        ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": LOGITS}, ONE_BIT_WORDS, "half-width split, states", "half"
+        ("W1A8",),
+        SPLIT,
+        LEAST_SQUARES,
+        {"distill": LOGITS},
+        ONE_BIT_WORDS,
+        start="half-width split, states",
+        teacher="half",
     ),
     "narrow-FFN ternary + KD": Recipe(
         ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS, start="narrow FFN"
@@ -247,7 +265,7 @@ class Study:
         recipe, fp32 = METHODS[method], self.arguments.fp32
         start = fp32 if recipe.start is None else str(self.start(recipe.start, seed))
         override = [f"Global.output_dir={folder}", f"Global.seed={seed}", f"Data.path={self.data}"]
-        override += [f"Model.name_or_path={start}", f"Train.learning_rate={rate}", *self.length(METHODS[method].epochs)]
+        override += [f"Model.name_or_path={start}", f"Train.learning_rate={rate}", *self.length(recipe.epochs)]
         override += self.arguments.override
         bits, act_bits = CELLS[cell]
         quant = None

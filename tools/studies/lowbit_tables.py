@@ -71,8 +71,6 @@ def main() -> int:
         "kurtosis": paired(rows, "LSQ + cap 2.5", "LSQ"),
         "half": paired(rows, "half-width split + KD", "binary + KD"),
         "narrow": paired(rows, "narrow-FFN split + KD", "binary + KD"),
-        "stages": paired(rows, "half-width split, logits", "binary + KD, 3 epochs"),
-        "longer": paired(rows, "narrow-FFN split + KD", "binary + KD, 3 epochs"),
         "deployed": deployed(cells),
         "full": deployed(full),
         "recipes": recipes(cells, "| bits | method | config | accuracy | packed, x smaller |"),
