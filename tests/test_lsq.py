@@ -9,6 +9,7 @@ from ernie_kqat import KurtosisQAT, quantizers
 from ernie_kqat.config import ActivationQuant, Quant, WeightQuant
 from ernie_kqat.models.loading import load_classifier
 from ernie_kqat.quantizers import ActivationQuantizer, WeightQuantizer, numeric
+from ernie_kqat.quantizers.attach import deployable, quantized_linears
 
 CHANNELS = 24
 RNG = np.random.default_rng(0)
@@ -111,6 +112,25 @@ def test_a_finer_step_does_not_clip_the_lowest_value():
     np.testing.assert_allclose(float(quantizer(x).min()), GELU_LIKE.min(), rtol=1e-5)
 
 
+def test_small_values_lose_no_digits_to_a_large_offset():
+    quantizer = activation_quantizer(offset=True, calibration_batches=1)
+    quantizer(paddle.to_tensor(np.float32([-0.17, 9.1])))
+    x = RNG.uniform(-0.17, 0.3, 1000).astype(np.float32)
+    step, offset = float(quantizer.step()), quantizer.offset()
+    assert offset > 4
+    expected, *_ = oracle(x, step, offset, -128, 127)
+    np.testing.assert_allclose(quantizer(paddle.to_tensor(x)).numpy(), expected, rtol=1e-6, atol=5e-8)
+
+
+@pytest.mark.parametrize("lowest, whole", [(-0.17, 123), (-9.0, -128), (90.0, 255), (-90.0, -255)])
+def test_whole_steps(lowest, whole):
+    offset = lowest + 128 * 0.03515625
+    found, rest = numeric.whole_steps(offset, 0.03515625)
+    assert found == whole
+    assert found * 0.03515625 + rest == pytest.approx(offset, abs=1e-12)
+    assert abs(rest) <= 0.5 * 0.03515625 or abs(whole) == 255
+
+
 BEGINS = {
     "mean": 2 * np.abs(GELU_LIKE).mean() / np.sqrt(127),
     "mse": numeric.mse_range(GELU_LIKE.reshape(-1, 1), 8, "tensor")[0] / 127,
@@ -161,6 +181,18 @@ def test_one_deployed_linear_equals_its_simulation(tmp_path, quant):
     )
     simulated = model(paddle.to_tensor(x)).numpy()
     np.testing.assert_allclose(run(tmp_path / "m", x), simulated, atol=2e-5 * np.abs(simulated).max())
+
+
+def test_the_bias_of_an_offset_is_exact():
+    weight = RNG.uniform(0, 1, (1536, 24)).astype(np.float32)  # sums that fp32 could not hold
+    model = KurtosisQAT.from_options(QUANT["W8A8 with offsets"]).quantize(OneLinear(weight, weight[0]))
+    model.eval()
+    (layer,) = quantized_linears(model).values()
+    calibrated(model, paddle.to_tensor(RNG.uniform(-0.17, 9, (4, 8, 1536)).astype(np.float32)))
+    q, step = layer._fake_quant_weight.integers(layer.weight)
+    added = layer._fake_quant_input.offset() * (q.astype(np.float64) * step).sum(axis=0)
+    (linear,) = (one for one in deployable(model)[0].sublayers() if isinstance(one, paddle.nn.Linear))
+    np.testing.assert_allclose(linear.bias.numpy(), (weight[0] + added).astype(np.float32), rtol=1.2e-7)
 
 
 @pytest.mark.parametrize("quant", QUANT.values(), ids=QUANT)

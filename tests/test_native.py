@@ -126,6 +126,22 @@ def test_every_instruction_set_computes_the_simulation(core, tmp_path, name):
         np.testing.assert_array_equal(encoder.logits(*short, "amx"), encoder.logits(*short, "avx512"))
 
 
+def test_an_offset_is_exact_in_integers(tmp_path):
+    """What the classifier's numbers give in float64: a bias that held all of the offset would be off by its last digit."""
+    model = quantized(tmp_path, OPTIONS["offsets"], hidden=64)
+    activation = model.classifier._fake_quant_input
+    activation.lsq_lowest.set_value(np.float32([-0.01]))  # far from the middle of the range
+    held = export_native.contents(model)
+    q, weight_step = model.classifier._fake_quant_weight.integers(model.classifier.weight)
+    classes = q.shape[1]
+    bytes_ = np.random.default_rng(0).integers(0, 3, (100, len(q)))  # near zero
+    sums = bytes_ @ q.astype(np.int64) - held.shifts[-1][:classes]
+    found = sums * held.floats[-2][:classes].astype(np.float64) + held.floats[-1][:classes]
+    inputs = (bytes_ - 128) * float(activation.step()) + activation.offset()
+    expected = inputs @ (q * weight_step.astype(np.float64)) + model.classifier.bias.numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-7 * np.abs(expected).max())
+
+
 def test_one_output_as_a_regression_has(core, tmp_path):
     model = quantized(tmp_path / "m", num_labels=1)
     encoder = Core(core, case_of(model))

@@ -161,10 +161,13 @@ class _Packer:
             width = weight.shape[1]
             step = np.broadcast_to(grid.weight_step.astype(np.float64), [width])
             q = np.rint(weight / step)
+            whole, rest = numeric.whole_steps(_offset(layer), grid.activation_step)
+            if isinstance(layer, FittedLinear):  # its offset, but for the rest, is in the shifts: they are exact
+                bias = layer.own_bias + rest * step * q.sum(axis=0)
             q = self._placed(q, to_heads, from_heads).astype(np.int8)
             steps = (step * grid.activation_step * factor).astype(np.float32)
             to.integers.append(_panels(q, 4))
-            to.shifts.append(128 * q.sum(axis=0, dtype=np.int32))
+            to.shifts.append((128 - whole) * q.sum(axis=0, dtype=np.int32))
             to.floats.append(self._placed(steps[None], to_heads, False, rows=False)[0])
         to.floats.append(self._placed((bias * factor)[None], to_heads, False, rows=False)[0])
 
@@ -201,9 +204,12 @@ def _rounding(layer, grid: LayerGrid | None) -> list[float]:
     """1 / step, offset and bounds of the input, in the integers of encoder.h."""
     if grid is None:
         return [1.0, 0.0, 0.0, 0.0]
-    offset = layer.fit.offset if isinstance(layer, FittedLinear) else 0.0
     high = numeric.qmax(grid.activation_bits)
-    return [float(np.float32(1) / np.float32(grid.activation_step)), float(offset), float(-high - 1), float(high)]
+    return [float(np.float32(1) / np.float32(grid.activation_step)), _offset(layer), float(-high - 1), float(high)]
+
+
+def _offset(layer) -> float:
+    return float(layer.fit.offset) if isinstance(layer, FittedLinear) else 0.0
 
 
 def _smoothing(layer) -> np.ndarray | None:

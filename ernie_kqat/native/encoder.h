@@ -29,7 +29,7 @@ struct Rounding {
 struct Linear {
   int in, out;               // padded
   const int8_t* integers;    // [out / 16][in / 4][16][4]; null: float
-  const int32_t* shifts;     // [out] 128 x the sum of a column of integers: what q + 128 in place of q adds
+  const int32_t* shifts;     // [out] (128 - whole steps of the offset) x the sum of a column of integers: products have q + 128
   const float* steps;        // [out] real value of 1 of the product: step of the input x step of the weight
   const float* reals;        // [out / 16][in][16]
   const float* bias;         // [out]

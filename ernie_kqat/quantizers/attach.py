@@ -204,11 +204,11 @@ class FittedInput(paddle.nn.Layer):
 
 
 class FittedLinear(paddle.nn.Linear):
-    """A Linear with a FittedInput before it."""
+    """A Linear with a FittedInput before it; `own_bias`: its bias without what an offset adds, [out]."""
 
-    def __init__(self, in_features: int, out_features: int, fit: FittedInput):
+    def __init__(self, in_features: int, out_features: int, fit: FittedInput, own_bias: np.ndarray):
         super().__init__(in_features, out_features)
-        self.fit = fit
+        self.fit, self.own_bias = fit, own_bias
 
     def forward(self, x):
         return paddle.nn.functional.linear(self.fit(x), self.weight, self.bias)
@@ -229,16 +229,16 @@ def deployable(model: paddle.nn.Layer) -> tuple[paddle.nn.Layer, dict[str, Layer
         bounds = (activation.low * activation_step, activation.high * activation_step) if activation.bits < 8 else None
         smoothing = layer._act_preprocess
         rows, columns = layer.weight.shape
+        bias = np.zeros(columns, np.float32) if layer.bias is None else layer.bias.numpy()
         if smoothing is None and not offset and bounds is None:
             linear = paddle.nn.Linear(rows, columns)
         else:
             factor = b"" if smoothing is None else smoothing.factor.numpy().tobytes()
             fit = fits.setdefault((input_of(name), factor, offset, bounds), FittedInput(smoothing, offset, bounds))
-            linear = FittedLinear(rows, columns, fit)
-        on_grid = q.astype(np.float32) * step
-        bias = np.zeros(columns, np.float32) if layer.bias is None else layer.bias.numpy()
-        linear.weight.set_value(on_grid)
-        linear.bias.set_value(bias + np.float32(offset) * on_grid.sum(axis=0))
+            linear = FittedLinear(rows, columns, fit, bias)
+        sums = q.sum(axis=0, dtype=np.int64) * step.astype(np.float64)  # summed in fp32 they would cost agreement
+        linear.weight.set_value(q.astype(np.float32) * step)
+        linear.bias.set_value((bias + offset * sums).astype(np.float32))
         _replace(plain, name, linear)
         grids[linear.weight.name] = LayerGrid(step, layer._fake_quant_weight.bits, activation_step, activation.bits)
     for name, layer in dict(plain.named_sublayers()).items():

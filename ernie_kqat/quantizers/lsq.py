@@ -42,18 +42,20 @@ class LearnedStepAndOffset(PyLayer):
 
     @staticmethod
     def forward(ctx, x, step, offset, low, high, copies=1):
-        shifted = x - offset
-        quantized = on_grid(shifted, step, low, high)
-        ctx.save_for_backward(shifted, step, quantized)
+        one = paddle.ones([1])
+        scaled = (x - offset).scale_(float(1.0 / step))
+        integers = on_grid(scaled, one, low, high)
+        ctx.save_for_backward(scaled, one, integers)
         ctx.bounds, ctx.copies = (low, high), copies
-        return quantized + offset
+        whole, rest = numeric.whole_steps(float(offset), float(step))
+        return integers.scale(float(step), whole, bias_after_scale=False).scale_(1.0, rest)
 
     @staticmethod
     def backward(ctx, grad):
-        shifted, step, quantized = ctx.saved_tensor()
+        scaled, one, integers = ctx.saved_tensor()
         low, high = ctx.bounds
-        inside, slope = learned_step_slopes(shifted, step, quantized, grad, low, high)
-        factor = 1.0 / math.sqrt(ctx.copies * shifted.size * high)
+        inside, slope = learned_step_slopes(scaled, one, integers, grad, low, high)
+        factor = 1.0 / math.sqrt(ctx.copies * scaled.size * high)
         return inside, slope.sum().reshape([1]) * factor, (grad - inside).sum().reshape([1]) * factor
 
 

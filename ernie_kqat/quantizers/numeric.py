@@ -51,6 +51,13 @@ def mse_range(
     return (best * largest).astype(np.float32)
 
 
+def whole_steps(offset: float, step: float) -> tuple[int, float]:
+    """An offset as n * step + rest, with |n| at most 255: in fp32, step * (q + n) + rest keeps the digits of small values that
+    step * q + offset, a difference of large numbers, loses."""
+    whole = int(np.clip(np.rint(offset / step), -255, 255))
+    return whole, offset - whole * step
+
+
 def ternary_step(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, np.ndarray]:
     """Threshold and step of ternary weights, shapes as `absmax_range` (TWN, arXiv 1605.04711, equations 5 and 6):
 
