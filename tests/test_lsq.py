@@ -122,7 +122,7 @@ def test_small_values_lose_no_digits_to_a_large_offset():
     np.testing.assert_allclose(quantizer(paddle.to_tensor(x)).numpy(), expected, rtol=1e-6, atol=5e-8)
 
 
-@pytest.mark.parametrize("lowest, whole", [(-0.17, 123), (-9.0, -128), (90.0, 255), (-90.0, -255)])
+@pytest.mark.parametrize(("lowest", "whole"), [(-0.17, 123), (-9.0, -128), (90.0, 255), (-90.0, -255)])
 def test_whole_steps(lowest, whole):
     offset = lowest + 128 * 0.03515625
     found, rest = numeric.whole_steps(offset, 0.03515625)
