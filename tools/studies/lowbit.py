@@ -74,7 +74,7 @@ class Recipe:
     start: Optional[str] = None
     teacher: Optional[str] = None  # None: the fp32 model
     epochs: int = 1  # of the stage's steps each
-    only_select: bool = False  # not trained: another one was better
+    listed: bool = True  # False: no row of its own; only to select among, or to begin another with
 
 
 NARROW = {"half": (0.5, 0.5), "narrow FFN": (1.0, 0.5625)}  # shares of the fp32 model's heads and neurons
@@ -88,17 +88,15 @@ METHODS = {
     "LSQ+ + KD": Recipe(("W8A8", "W4A8"), activation=OFFSET, methods={"distill": TEACH}),
     "LSQ+ + KD, 3 epochs": Recipe(("W4A8",), activation=OFFSET, methods={"distill": TEACH}, epochs=3),
     "SmoothQuant + LSQ+ + KD": Recipe(
-        ("W8A8", "W4A8"), activation=OFFSET, methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}
+        ("W4A8",), activation=OFFSET, methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}, listed=False
     ),
     "SmoothQuant + LSQ + KD": Recipe(("W8A8", "W4A8"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
-    "SQuAT, rho 0.02": Recipe(("W2A8",), methods={"squat": {"rho": 0.02}}, only_select=True),
-    "SQuAT, rho 0.01": Recipe(("W2A8",), methods={"squat": {"rho": 0.01}}, only_select=True),
-    "SQuAT, no turns": Recipe(("W2A8",), methods={"squat": {"alternate": "off"}}, only_select=True),
+    "SQuAT, rho 0.02": Recipe(("W2A8",), methods={"squat": {"rho": 0.02}}, listed=False),
+    "SQuAT, rho 0.01": Recipe(("W2A8",), methods={"squat": {"rho": 0.01}}, listed=False),
+    "SQuAT, no turns": Recipe(("W2A8",), methods={"squat": {"alternate": "off"}}, listed=False),
     "SQuAT, no turns, rho 0.02": Recipe(("W3A8", "W2A8"), methods={"squat": {"alternate": "off", "rho": 0.02}}),
-    "SQuAT, no turns, rho 0.01": Recipe(
-        ("W2A8",), methods={"squat": {"alternate": "off", "rho": 0.01}}, only_select=True
-    ),
+    "SQuAT, no turns, rho 0.01": Recipe(("W2A8",), methods={"squat": {"alternate": "off", "rho": 0.01}}, listed=False),
     "LSQ + cap 2.5": Recipe(BITS, methods={"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}),
     "ternary + KD": Recipe(("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}),
     "binary + KD": Recipe(("W1A8",), {"quantizer": "binary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS),
@@ -106,7 +104,13 @@ METHODS = {
         ("W1A8",), {"quantizer": "binary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS, epochs=3
     ),
     "half-width ternary + KD": Recipe(
-        ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH_HALF}, ONE_BIT_WORDS, start="half"
+        ("W2A8",),
+        {"quantizer": "ternary"},
+        LEAST_SQUARES,
+        {"distill": TEACH_HALF},
+        ONE_BIT_WORDS,
+        start="half",
+        listed=False,
     ),
     "half-width split + KD": Recipe(
         ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": TEACH_HALF}, ONE_BIT_WORDS, start="half-width ternary + KD"
@@ -149,7 +153,13 @@ METHODS = {
         teacher="half",
     ),
     "narrow-FFN ternary + KD": Recipe(
-        ("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS, start="narrow FFN"
+        ("W2A8",),
+        {"quantizer": "ternary"},
+        LEAST_SQUARES,
+        {"distill": TEACH},
+        ONE_BIT_WORDS,
+        start="narrow FFN",
+        listed=False,
     ),
     "narrow-FFN split + KD": Recipe(
         ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS, start="narrow-FFN ternary + KD"
@@ -239,7 +249,7 @@ class Study:
             for cell in [cell for cell in cells if cell in (arguments.cells or CELLS)]:
                 for method in cells[cell]:
                     recipe = METHODS[method]
-                    if cell in recipe.cells and method in arguments.methods and (selecting or not recipe.only_select):
+                    if cell in recipe.cells and method in arguments.methods and (selecting or recipe.listed):
                         for rate in SELECTED[cell][method] if selecting else [chosen(self.ledger.rows(), cell, method)]:
                             if not self.ledger.has(self.key(cell, method, seed, rate)):
                                 yield cell, method, seed, rate
