@@ -4,7 +4,7 @@
           nor dev (a part of train would not do: the fp32 model has learnt it by heart)
   train   every cell, method and seed at the cell's learning rate, 12,800 rows; judged on dev: simulated, deployed, sharpness,
           packed size
-  full    one method of some cells, all of train
+  full    one method of some cells, all of train; judged on dev and on those reviews
 
 Each finished row goes to docs/results/lowbit_runs.json; rows already there are skipped. `--jobs 2` makes two at a time, each row
 in a process of its own. A row that begins with another row's model makes that first. tools/studies/lowbit_tables.py makes the
@@ -86,7 +86,6 @@ METHODS = {
     "LSQ": Recipe(BITS),
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
     "LSQ+ + KD": Recipe(("W8A8", "W4A8"), activation=OFFSET, methods={"distill": TEACH}),
-    "LSQ+ + KD, 3 epochs": Recipe(("W4A8",), activation=OFFSET, methods={"distill": TEACH}, epochs=3),
     "SmoothQuant + LSQ+ + KD": Recipe(
         ("W4A8",), activation=OFFSET, methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}, listed=False
     ),
@@ -236,8 +235,8 @@ class Study:
         self.ledger = Ledger(ROOT / "docs/results/lowbit_runs.json")
         source = Path(arguments.data)
         self.data = source if arguments.stage == "full" else split_data(source, WORK / "data")
-        if arguments.stage == "select":
-            write_unseen(source, self.data / UNSEEN)
+        if arguments.stage != "train":
+            write_unseen(source, WORK / "data" / UNSEEN)
         self.steps = STEPS[arguments.stage]
 
     def plan(self) -> Iterator[tuple[str, str, int, float]]:
@@ -324,6 +323,9 @@ class Study:
         split = self.split(UNSEEN if self.arguments.stage == "select" else "dev.tsv")
         simulated = logits_of(restored.model, split, restored.pad_token_id)
         found: dict[str, Any] = {"simulated": accuracy(simulated, split.labels)}
+        if self.arguments.stage == "full":
+            unseen = self.split(UNSEEN)
+            found["unseen"] = accuracy(logits_of(restored.model, unseen, restored.pad_token_id), unseen.labels)
         if self.arguments.stage != "select" and METHODS[method].weight is not None:
             found.update(deployed(restored, split, simulated))
             found["fp32_bytes"] = Path(self.arguments.fp32, "model_state.pdparams").stat().st_size
@@ -347,7 +349,8 @@ class Study:
 
     def split(self, name: str, rows: Optional[int] = None):
         fp32 = self.arguments.fp32
-        return load_eval_split(self.data / name, load_tokenizer(fp32), labels_of(Path(fp32)), 64, rows=rows)
+        folder = WORK / "data" if name == UNSEEN else self.data
+        return load_eval_split(folder / name, load_tokenizer(fp32), labels_of(Path(fp32)), 64, rows=rows)
 
 
 def chosen(rows: list[dict[str, Any]], cell: str, method: str) -> float:
