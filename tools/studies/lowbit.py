@@ -166,7 +166,7 @@ METHODS = {
 }
 SELECTED = {  # learning rates to choose from; another method has those of its cell's first one with a teacher, or without
     "fp32": {"none": (5e-6, 1e-5, 2e-5)},
-    "W8A8": {"LSQ + KD": (1e-5, 2e-5, 5e-5), "SmoothQuant + LSQ + KD": (1e-5, 2e-5, 5e-5)},
+    "W8A8": {"LSQ + KD": (5e-6, 1e-5, 2e-5, 5e-5), "SmoothQuant + LSQ + KD": (5e-6, 1e-5, 2e-5, 5e-5)},
     "W4A8": {
         "LSQ": (1e-5, 2e-5, 5e-5),
         "LSQ + KD": (5e-5, 1e-4, 2e-4),
