@@ -91,6 +91,7 @@ METHODS = {
     ),
     "SmoothQuant + LSQ + KD": Recipe(("W8A8", "W4A8"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
+    "SQuAT + KD": Recipe(("W4A8",), methods={"squat": {}, "distill": TEACH}),
     "SQuAT, rho 0.02": Recipe(("W2A8",), methods={"squat": {"rho": 0.02}}, listed=False),
     "SQuAT, rho 0.01": Recipe(("W2A8",), methods={"squat": {"rho": 0.01}}, listed=False),
     "SQuAT, no turns": Recipe(("W2A8",), methods={"squat": {"alternate": "off"}}, listed=False),
@@ -172,6 +173,7 @@ SELECTED = {  # learning rates to choose from; another method has those of its c
         "LSQ + KD": (5e-5, 1e-4, 2e-4),
         "LSQ+ + KD": (5e-5, 1e-4, 2e-4),
         "SmoothQuant + LSQ+ + KD": (5e-5, 1e-4),
+        "SQuAT + KD": (5e-5, 1e-4, 2e-4),
         "SQuAT": (2e-5, 5e-5),  # weights move in every other step only
     },
     "W2A8": {
