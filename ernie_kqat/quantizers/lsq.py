@@ -12,7 +12,8 @@ here too, the engine's integers being signed, and offset = lowest - low * step. 
 calibration batches and not taken from the first; a step that training would make negative is kept positive.
 
 Deployment: a weight's step is as any other. An offset costs nothing in the INT8 product: the layer quantizes x - offset, and
-offset * (column sums of its weight on the grid) goes into its bias.
+offset * (column sums of its weight on the grid) goes into its bias; of the native operator, the offset's whole steps into its
+integers (docs/decisions/0011).
 """
 
 from __future__ import annotations
