@@ -102,8 +102,9 @@ def test_weights_are_left_on_their_grid_and_the_error_falls(tiny_ernie, smooth):
     assert error(learned, tiny_ernie) < 0.4 * error(nearest, tiny_ernie)
 
 
-def test_activation_steps_are_learned_and_shared(tiny_ernie):
-    four = {"activation": {"bits": 4}}  # by max|x|: far too wide for outliers
+@pytest.mark.parametrize("how", [{}, {"quantizer": "lsq", "offset": True}])
+def test_activation_steps_are_learned_and_shared(tiny_ernie, how):
+    four = {"activation": {"bits": 4, **how}}  # by max|x|: far too wide for outliers
     method = BRECQ(iterations=0, step_iterations=100, step_learning_rate=0.02)
     plain, learned = quantized(fp32(tiny_ernie), **four), quantized(fp32(tiny_ernie), method, **four)
     assert error(learned, tiny_ernie) < 0.8 * error(plain, tiny_ernie)
@@ -129,6 +130,8 @@ def test_every_activation_quantizer_takes_its_step(tiny_ernie, activation):
     quantizer.set_step(0.125)
     np.testing.assert_allclose(quantizer.step().numpy(), [0.125], rtol=1e-6)
     assert quantizer.calibrated()
+    learned.log_step.set_value(np.log([0.125]).astype(np.float32))
+    np.testing.assert_allclose(learned(x).numpy(), quantizer(x).numpy(), atol=1e-6)  # so with an offset, too
 
 
 def test_importance_is_the_squared_slope_of_the_margin(tiny_ernie):

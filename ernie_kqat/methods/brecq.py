@@ -34,6 +34,7 @@ from ..blocks import Block, Stream, blocks_of
 from ..errors import UserError
 from ..quantizers import LearnedStep
 from ..quantizers.attach import input_of, quantized_linears, set_weight, weight_of
+from ..quantizers.lsq import LearnedStepAndOffset
 from ..strict import number
 from . import Method
 
@@ -85,18 +86,21 @@ class Rounding(paddle.nn.Layer):
 
 
 class LearnedInput(paddle.nn.Layer):
-    """In the place of an activation quantizer while its step is learned."""
+    """In the place of an activation quantizer while its step is learned; an offset moves with the step as LSQ+'s does."""
 
     def __init__(self, quantizer):
         super().__init__()
-        self.offset, self.bounds = quantizer.offset(), (quantizer.low, quantizer.high)
-        start = paddle.nn.initializer.Assign(np.log(quantizer.step().numpy()))
+        self.low, self.high = quantizer.low, quantizer.high
+        step, offset = quantizer.step(), quantizer.offset()
+        self.lowest = offset + self.low * float(step) if offset else None
+        start = paddle.nn.initializer.Assign(np.log(step.numpy()))
         self.log_step = self.create_parameter([1], default_initializer=start)
 
     def forward(self, x):
-        x = x - self.offset if self.offset else x
-        quantized = LearnedStep.apply(x, self.log_step.exp(), *self.bounds)
-        return quantized + self.offset if self.offset else quantized
+        step = self.log_step.exp()
+        if self.lowest is None:
+            return LearnedStep.apply(x, step, self.low, self.high)
+        return LearnedStepAndOffset.apply(x, step, self.lowest - self.low * step, self.low, self.high)
 
 
 @dataclass

@@ -47,7 +47,7 @@ class LearnedStepAndOffset(PyLayer):
         scaled = (x - offset).scale_(float(1.0 / step))
         integers = on_grid(scaled, one, low, high)
         ctx.save_for_backward(scaled, one, integers)
-        ctx.bounds, ctx.copies = (low, high), copies
+        ctx.bounds, ctx.frozen, ctx.copies = (low, high), x.stop_gradient, copies
         whole, rest = numeric.whole_steps(float(offset), float(step))
         return integers.scale(float(step), whole, bias_after_scale=False).scale_(1.0, rest)
 
@@ -57,7 +57,8 @@ class LearnedStepAndOffset(PyLayer):
         low, high = ctx.bounds
         inside, slope = learned_step_slopes(scaled, one, integers, grad, low, high)
         factor = 1.0 / math.sqrt(ctx.copies * scaled.size * high)
-        return inside, slope.sum().reshape([1]) * factor, (grad - inside).sum().reshape([1]) * factor
+        of_offset = (grad - inside).sum().reshape([1]) * factor
+        return None if ctx.frozen else inside, slope.sum().reshape([1]) * factor, of_offset
 
 
 class LSQWeight(WeightQuantizer):
