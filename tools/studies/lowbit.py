@@ -91,7 +91,7 @@ METHODS = {
     ),
     "SmoothQuant + LSQ + KD": Recipe(("W8A8", "W4A8"), methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}),
     "SQuAT": Recipe(BITS, methods={"squat": {}}),
-    "SQuAT + KD": Recipe(("W4A8",), methods={"squat": {}, "distill": TEACH}),
+    "SQuAT + KD": Recipe(("W4A8",), methods={"squat": {}, "distill": TEACH}, listed=False),
     "SQuAT, rho 0.02": Recipe(("W2A8",), methods={"squat": {"rho": 0.02}}, listed=False),
     "SQuAT, rho 0.01": Recipe(("W2A8",), methods={"squat": {"rho": 0.01}}, listed=False),
     "SQuAT, no turns": Recipe(("W2A8",), methods={"squat": {"alternate": "off"}}, listed=False),

@@ -23,7 +23,6 @@ AGAINST_FP32 = (
     ("W8A8", "LSQ+ + KD", 0.0),
     ("W4A8", "LSQ + KD", -0.3),
     ("W4A8", "LSQ+ + KD", -0.3),
-    ("W4A8", "SQuAT + KD", -0.3),
     ("W4A8", "SmoothQuant + LSQ + KD", -0.3),
     ("W2A8", "LSQ + KD", -2.0),
     ("W1A8", "narrow-FFN split + KD", -3.0),
