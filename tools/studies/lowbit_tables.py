@@ -1,5 +1,5 @@
-"""Tables of tools/studies/lowbit.py: docs/results/lowbit.json (one row for the seeds of each cell and method), lowbit.md's, the
-README's."""
+"""Tables of tools/studies/lowbit.py and ptq.py: docs/results/lowbit.json (one row for the seeds of each cell and method),
+lowbit.md's, the README's."""
 
 import json
 import re
@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import ptq
 from lowbit import METHODS, chosen
 
 from ernie_kqat import cli, files
@@ -72,6 +73,7 @@ def main() -> int:
         "narrow": paired(rows, "narrow-FFN split + KD", "binary + KD"),
         "deployed": deployed(cells),
         "full": deployed(full),
+        "calibration": ptq.table(calibrated()),
         "recipes": recipes(cells, "| bits | method | config | accuracy | packed, x smaller |"),
         "recipes, Chinese": recipes(cells, "| 位数 | 方法 | 配置 | 准确率 | 打包后缩小倍数 |"),
     }
@@ -80,6 +82,12 @@ def main() -> int:
     for page in PAGES:
         files.write_text(page, filled(page.read_text(encoding="utf-8"), tables))
     return 0
+
+
+def calibrated() -> list[dict]:
+    """The rows of tools/studies/ptq.py on dev, of its own settings."""
+    rows = json.loads((RESULTS / "ptq_runs.json").read_text(encoding="utf-8"))
+    return [row for row in rows if row["judged_on"] == "dev.tsv" and not row["options"]]
 
 
 def filled(text: str, tables: dict[str, list[str]]) -> str:

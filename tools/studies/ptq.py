@@ -1,18 +1,21 @@
 """Post-training quantization, calibration only: SmoothQuant, bias correction and BRECQ beside plain ranges; simulated figures.
 
-One JSON row for each setting and calibration seed, to --output (rows already there are skipped), and a table of their means.
+Each setting and calibration seed is a row of docs/results/ptq_runs.json (rows already there are skipped); prints their means.
 Calibration is on rows of train. `--held` judges on 2,000 rows of train that calibration never sees (to choose settings by);
 without it, on dev."""
 
 import json
 import re
+import shlex
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ledger import ROOT, Ledger
 
-from ernie_kqat import cli, config, files
+from ernie_kqat import cli, config
 from ernie_kqat.calibration import calibrate_rows
 from ernie_kqat.data.dataset import Split, load_eval_split
 from ernie_kqat.errors import run_tool
@@ -21,6 +24,7 @@ from ernie_kqat.restore import restore_folder
 from ernie_kqat.tokenizer import load_tokenizer
 
 HELD = 2000
+MEASURED = ("agreement", "rms_over_std", "seconds")  # besides accuracy
 MSE = {"activation": {"range": "mse"}}
 INNER = {"alpha": [[r"[qkv]_proj|linear1", 0.5]]}
 SETTINGS = {
@@ -57,19 +61,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--held", action="store_true", help="judge on rows of train")
     parser.add_argument("--max-length", type=int, default=64, help="tokens")
-    parser.add_argument("--output", default="output/studies/ptq.json", metavar="FILE")
     arguments = parser.parse_args()
-    output = Path(arguments.output)
-    rows = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else []
+    ledger = Ledger(ROOT / "docs/results/ptq_runs.json")
     study = Study(arguments)
     for name in SETTINGS:
         for seed in arguments.seeds if re.search(arguments.settings, name) else []:
             key = {"setting": name, "options": arguments.override, "judged_on": study.judge.name, "seed": seed}
-            if not any(key.items() <= row.items() for row in rows):
-                rows.append({**key, **study.row(name, seed)})
-                files.write_json(output, rows)
-                print(json.dumps(rows[-1]), flush=True)
-    print("\n".join(table(rows)))
+            if not ledger.has(key):
+                ledger.append({**key, **study.row(name, seed)})
+    print("\n".join(table(ledger.rows())))
     return 0
 
 
@@ -93,7 +93,7 @@ class Study:
     def model(self):
         return restore_folder(self.arguments.fp32, config.Data(max_length=self.arguments.max_length))
 
-    def row(self, name: str, seed: int) -> dict:
+    def row(self, name: str, seed: int) -> dict[str, Any]:
         quant, methods = SETTINGS[name]
         tree = {"Slim": {"quant": json.loads(json.dumps(quant)), **json.loads(json.dumps(methods))}}
         slim = config.from_overrides(self.arguments.override, tree, name).Slim
@@ -105,7 +105,14 @@ class Study:
         seconds = time.perf_counter() - began
         logits = logits_of(restored.model, self.judge, restored.pad_token_id)
         near = comparison(logits, self.fp32)
-        return {"accuracy": accuracy(logits, self.judge.labels), **near, "seconds": round(seconds, 1)}
+        words = ["tools/studies/ptq.py", "--fp32", "FP32", "--data", "DATA", "--settings", f"^{name}$", "--seeds", seed]
+        words += ["--held"] * self.arguments.held + [word for pair in self.arguments.override for word in ("-o", pair)]
+        return {
+            "accuracy": accuracy(logits, self.judge.labels),
+            **near,
+            "seconds": round(seconds, 1),
+            "command": f"python {shlex.join(map(str, words))}",
+        }
 
 
 def part_of(split: Split, rows: np.ndarray, name: str) -> Split:
@@ -114,18 +121,21 @@ def part_of(split: Split, rows: np.ndarray, name: str) -> Split:
     return Split(ids, types, split.labels[rows], [split.texts[row] for row in rows], None, 0, name)
 
 
-def table(rows: list[dict]) -> list[str]:
-    """Means over seeds."""
-    lines = ["| setting | judged on | accuracy | = fp32 | rms/std | s |", "|---|---|---|---|---|---|"]
-    for key in dict.fromkeys((row["setting"], *row["options"], row["judged_on"]) for row in rows):
-        found = [row for row in rows if (row["setting"], *row["options"], row["judged_on"]) == key]
-        means = [
-            statistics.mean(row[name] for row in found) for name in ("accuracy", "agreement", "rms_over_std", "seconds")
-        ]
-        spread = f"{min(row['accuracy'] for row in found):.4f} to {max(row['accuracy'] for row in found):.4f}"
-        lines.append(
-            f"| {' '.join(key[:-1])} | {key[-1]} | {means[0]:.4f} ({spread}) | {means[1]:.4f} | {means[2]:.4f} | {means[3]:.0f} |"
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Mean and standard deviation over seeds."""
+    lines = ["| setting | accuracy | labels as fp32's | rms/std to fp32 | s | seeds |", "|---" * 6 + "|"]
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: list(SETTINGS).index(row["setting"])):
+        held = ["(held back)"] * (row["judged_on"] == "held")
+        groups.setdefault((row["setting"], *row["options"], *held), []).append(row)
+    for setting, found in groups.items():
+        values = [100 * row["accuracy"] for row in found]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        same, near, seconds = (statistics.mean(row[name] for row in found) for name in MEASURED)
+        figures = (
+            f"{statistics.mean(values):.2f}{spread} | {100 * same:.2f}% | {near:.3f} | {seconds:.0f} | {len(found)}"
         )
+        lines.append(f"| {' '.join(setting)} | {figures} |")
     return lines
 
 
