@@ -7,6 +7,7 @@ import fcntl
 import json
 import shlex
 import shutil
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,9 @@ def trained(folder: Path, settings: str, override: list[str], names: dict[str, s
     for place, name in names.items():
         command = command.replace(place, name)
     return {"train_steps": summary["steps"], "seconds": summary["seconds"], "command": f"python {command}"}
+
+
+def percent(values: list[float]) -> str:
+    """Mean and standard deviation of shares, in percent."""
+    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{deviation}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ptq
+from ledger import percent
 from lowbit import METHODS, chosen
 
 from ernie_kqat import cli, files
@@ -136,12 +137,6 @@ def mean(rows: list[dict], name: str) -> float:
 
 def spread(values: list[float]) -> float | None:
     return round(statistics.stdev(values), 5) if len(values) > 1 else None
-
-
-def percent(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.2f}{deviation}"
 
 
 def selection(rows: list[dict]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ledger import ROOT, Ledger
+from ledger import ROOT, Ledger, percent
 
 from ernie_kqat import cli, config
 from ernie_kqat.calibration import calibrate_rows
@@ -129,13 +129,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         held = ["(held back)"] * (row["judged_on"] == "held")
         groups.setdefault((row["setting"], *row["options"], *held), []).append(row)
     for setting, found in groups.items():
-        values = [100 * row["accuracy"] for row in found]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         same, near, seconds = (statistics.mean(row[name] for row in found) for name in MEASURED)
-        figures = (
-            f"{statistics.mean(values):.2f}{spread} | {100 * same:.2f}% | {near:.3f} | {seconds:.0f} | {len(found)}"
-        )
-        lines.append(f"| {' '.join(setting)} | {figures} |")
+        figures = f"{100 * same:.2f}% | {near:.3f} | {seconds:.0f} | {len(found)}"
+        lines.append(f"| {' '.join(setting)} | {percent([row['accuracy'] for row in found])} | {figures} |")
     return lines
 
 
