@@ -60,6 +60,7 @@ LEAST_SQUARES = {"range": "mse"}
 OFFSET = {"quantizer": "lsq", "offset": True}  # LSQ+
 SPLIT = {"quantizer": "binary", "split": True}
 ONE_BIT_WORDS = {"quantizer": "binary", "bits": 1, "tables": [["position", {"quantizer": "minmax", "bits": 8}]]}
+SMALLEST = {**ONE_BIT_WORDS, "tables": [["position", {"quantizer": "minmax", "bits": 4, "range": "mse"}]]}
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,12 @@ METHODS = {
         {"quantizer": "ternary"},
         LEAST_SQUARES,
         {"distill": TEACH},
-        ONE_BIT_WORDS,
+        SMALLEST,
         start="narrow FFN",
         listed=False,
     ),
     "narrow-FFN split + KD": Recipe(
-        ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS, start="narrow-FFN ternary + KD"
+        ("W1A8",), SPLIT, LEAST_SQUARES, {"distill": TEACH}, SMALLEST, start="narrow-FFN ternary + KD"
     ),
 }
 SELECTED = {  # learning rates to choose from; another method has those of its cell's first one with a teacher, or without
