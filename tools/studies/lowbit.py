@@ -86,6 +86,7 @@ METHODS = {
     "min-max": Recipe(BITS, LEAST_SQUARES, LEAST_SQUARES),
     "LSQ": Recipe(BITS),
     "LSQ + KD": Recipe(BITS, methods={"distill": TEACH}),
+    "LSQ + KD, 3 epochs": Recipe(("W4A8",), methods={"distill": TEACH}, epochs=3),
     "LSQ+ + KD": Recipe(("W8A8", "W4A8"), activation=OFFSET, methods={"distill": TEACH}),
     "SmoothQuant + LSQ+ + KD": Recipe(
         ("W4A8",), activation=OFFSET, methods={"smoothquant": {"alpha": 0.7}, "distill": TEACH}, listed=False
