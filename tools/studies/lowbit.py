@@ -99,6 +99,7 @@ METHODS = {
     "SQuAT, no turns": Recipe(("W2A8",), methods={"squat": {"alternate": "off"}}, listed=False),
     "SQuAT, no turns, rho 0.02": Recipe(("W3A8", "W2A8"), methods={"squat": {"alternate": "off", "rho": 0.02}}),
     "SQuAT, no turns, rho 0.01": Recipe(("W2A8",), methods={"squat": {"alternate": "off", "rho": 0.01}}, listed=False),
+    "PreQuant": Recipe(("W4A8",), LEAST_SQUARES, LEAST_SQUARES, {"prequant": {}}),
     "LSQ + cap 2.5": Recipe(BITS, methods={"kurtosis": {"targets": {"cap": 2.5}, "apply": "decoupled"}}),
     "ternary + KD": Recipe(("W2A8",), {"quantizer": "ternary"}, LEAST_SQUARES, {"distill": TEACH}),
     "binary + KD": Recipe(("W1A8",), {"quantizer": "binary"}, LEAST_SQUARES, {"distill": TEACH}, ONE_BIT_WORDS),
@@ -177,6 +178,7 @@ SELECTED = {  # learning rates to choose from; another method has those of its c
         "SmoothQuant + LSQ+ + KD": (5e-5, 1e-4),
         "SQuAT + KD": (5e-5, 1e-4, 2e-4),
         "SQuAT": (2e-5, 5e-5),  # weights move in every other step only
+        "PreQuant": (3e-4, 1e-3, 3e-3),  # few weights move
     },
     "W2A8": {
         "LSQ": (5e-5, 1e-4, 2e-4),

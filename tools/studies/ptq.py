@@ -1,4 +1,4 @@
-"""Post-training quantization, calibration only: SmoothQuant, bias correction and BRECQ beside plain ranges; simulated figures.
+"""Post-training quantization, calibration only: SmoothQuant, bias correction, BRECQ and I-BERT beside plain ranges; simulated.
 
 Each setting and calibration seed is a row of docs/results/ptq_runs.json (rows already there are skipped); prints their means.
 Calibration is on rows of train. `--held` judges on 2,000 rows of train that calibration never sees (to choose settings by);
@@ -37,6 +37,7 @@ SETTINGS = {
     },
     "W8A8 mse, SmoothQuant 0.5 of q k v linear1": (MSE, {"smoothquant": INNER}),
     "W8A8 mse, SmoothQuant 0.5 but linear2": (MSE, {"smoothquant": {"alpha": [["linear2", "skip"], ["encoder", 0.5]]}}),
+    "W8A8 mse, I-BERT": (MSE, {"ibert": {}}),
     "W8A8 absmax, bias correction": ({}, {"bias_correction": {}}),
     "W8A8 mse, bias correction": (MSE, {"bias_correction": {}}),
     "W8A8 mse, SmoothQuant 0.5, bias correction": (MSE, {"smoothquant": {}, "bias_correction": {}}),
@@ -100,6 +101,7 @@ class Study:
         began = time.perf_counter()
         restored = self.model().quantized(slim.quant)
         for method in slim.methods.values():
+            method.prepare(restored.model)
             method.attach(restored.model, dict)
         calibrate_rows(restored, self.calibration, seed, list(slim.methods.values()))
         seconds = time.perf_counter() - began
