@@ -47,6 +47,7 @@ RECIPES = (  # what to choose at which bits: configs/ernie_sst2_minilm_….yaml,
     ("W4A8", "LSQ + KD", "kdlsq", " `-o Slim.quant.weight.bits=4 Train.learning_rate=1e-4`"),
     ("W3A8", "LSQ + KD", "kdlsq", " `-o Slim.quant.weight.bits=3`"),
     ("W2A8", "LSQ + KD", "kdlsq", ""),
+    ("W1A8", "binary + KD, 3 epochs", "binary", ""),
     ("W1A8", "narrow-FFN split + KD", "w1_3_split", ""),
 )
 SMALLER, AGREEMENT = 24.0, 0.995
@@ -74,6 +75,8 @@ def main() -> int:
         "kurtosis": paired(rows, "LSQ + cap 2.5", "LSQ"),
         "half": paired(rows, "half-width split + KD", "binary + KD"),
         "narrow": paired(rows, "narrow-FFN split + KD", "binary + KD"),
+        "direct": paired(rows, "narrow-FFN split + KD", "binary + KD, 3 epochs"),
+        "prequant": paired(rows, "PreQuant", "LSQ"),
         "deployed": deployed(cells),
         "full": deployed(full),
         "calibration": ptq.table(calibrated()),
