@@ -44,7 +44,7 @@ AGAINST_EACH_OTHER = (
 RECIPES = (  # what to choose at which bits: configs/ernie_sst2_minilm_….yaml, and what to say otherwise
     ("fp32", "none", "", ""),
     ("W8A8", "SmoothQuant + LSQ + KD", "smoothkd", ""),
-    ("W4A8", "LSQ + KD", "kdlsq", " `-o Slim.quant.weight.bits=4 Train.learning_rate=1e-4`"),
+    ("W4A8", "LSQ + KD, 3 epochs", "kdlsq", " `-o Slim.quant.weight.bits=4 Train.learning_rate=1e-4 Train.epochs=3`"),
     ("W3A8", "LSQ + KD", "kdlsq", " `-o Slim.quant.weight.bits=3`"),
     ("W2A8", "LSQ + KD", "kdlsq", ""),
     ("W1A8", "binary + KD, 3 epochs", "binary", ""),
